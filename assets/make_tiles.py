@@ -47,7 +47,7 @@ MODELS: dict[str, tuple[str, tuple[int, int, int], Pattern]] = {
     "ras_lumina_next": ("Lumina-Next", (0, 158, 115), wave),
 }
 DEMOS = {
-    "ras_sd3_demo": "Demo SD3: nothing to download",
+    "ras_1_start_here": "Demo SD3: nothing to download",
     "ras_lumina2_demo": "Demo Lumina 2: nothing to download",
 }
 

@@ -9,7 +9,7 @@ from .paths import ROOT
 
 OUTPUT = ROOT / "demo" / "output"
 WORKFLOWS = {
-    "sd3": ROOT / "example_workflows" / "ras_sd3_demo.json",
+    "sd3": ROOT / "example_workflows" / "ras_1_start_here.json",
     "lumina2": ROOT / "example_workflows" / "ras_lumina2_demo.json",
 }
 SPEEDS = ("1.5x", "2x", "2.5x", "3x")

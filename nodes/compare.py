@@ -8,6 +8,7 @@ with speed = custom, it has the sampler and the scheduler that the user chose.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -23,8 +24,10 @@ from .retired import ACCEPT_ALL, HIDDEN
 from .sampler import sample_with_trace, sampler_inputs
 from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, found_by, settings_inputs
 
-RUNS = 2
-"""Runs that the live view shows: dense, and with RAS, but not the warm-up and the run in fewer steps."""
+RUNS = {"without": "without RAS", "with": "with RAS", "fewer": "without RAS, in fewer steps"}
+"""By name: what the log says of a run. The names are those in web/words.js."""
+
+logger = logging.getLogger(__name__)
 
 
 class RASCompare(SettingsNode):
@@ -73,10 +76,9 @@ class RASCompare(SettingsNode):
         cls.refuse_in_prompt()
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         cls.check(vae=vae, **inputs)
-        with part_of_node(0, RUNS):
-            sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
-        dense = _run(vae, 1, _dense(inputs))
-        ras = _run(vae, 2, {**inputs, "dense": dense.trace})
+        _warm_up(inputs)
+        dense = _run(vae, "without", _dense(inputs))
+        ras = _run(vae, "with", {**inputs, "dense": dense.trace})
         fewer = _fewer_steps(vae, inputs, dense, ras)
         shown = (
             dense.images,
@@ -101,9 +103,18 @@ def _dense(inputs: dict) -> dict:
     return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}
 
 
-def _run(vae, number: int, inputs: dict) -> Run:
-    """Sample and decode one run; the live view shows it as run `number`, or not at all for number 0."""
-    with part_of_node(number, RUNS):
+def _warm_up(inputs: dict) -> None:
+    """Sample one step, because the first run tunes kernels; the live view does not show it."""
+    logger.info("Multirate RAS: RAS Compare: a warm-up of one step.")
+    with part_of_node(0, len(RUNS)):
+        sample_with_trace(**{**_dense(inputs), "steps": 1})
+
+
+def _run(vae, name: str, inputs: dict) -> Run:
+    """Sample and decode the run of this name in RUNS."""
+    number = [*RUNS].index(name) + 1
+    logger.info("Multirate RAS: RAS Compare: run %d of %d, %s.", number, len(RUNS), RUNS[name])
+    with part_of_node(number, len(RUNS), name):
         latent, trace = sample_with_trace(**inputs)
     decoded = vae.decode(latent["samples"])
     images = decoded.reshape(-1, *decoded.shape[-3:]).float().cpu().numpy()
@@ -114,12 +125,12 @@ def _fewer_steps(vae, inputs: dict, dense: Run, ras: Run) -> Run:
     """The best run without RAS whose FLOPs are those of the run with RAS; `dense` if there is no such run."""
     steps = round(inputs["steps"] / max(ras.trace.expected_gain, 1.0))
     if not 1 <= steps < inputs["steps"]:
+        logger.info("Multirate RAS: RAS Compare: no run in fewer steps, as RAS saved less than one step.")
         return dense
-    # Not in the live view, which keeps showing the run with RAS.
     if not ras.trace.levels:
-        return _run(vae, 0, {**_dense(inputs), "steps": steps})
+        return _run(vae, "fewer", {**_dense(inputs), "steps": steps})
     settings = FewerSteps(inputs["speed"], inputs.get("plan"), steps=steps)
-    return _run(vae, 0, {**inputs, "settings": settings})
+    return _run(vae, "fewer", {**inputs, "settings": settings})
 
 
 def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
@@ -129,9 +140,11 @@ def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
     return {
         "images": {name: dict(file.values[0]) for name, file in files.items()},
         "steps": {name: run.trace.n_steps for name, run in images.items()},
+        "seconds": {name: run.trace.seconds for name, run in images.items()},
         "speedup": None if ras.trace.is_disturbed else ras.trace.measured_gain,
         "expected": ras.trace.expected_gain,
         "accelerated": ras.trace.is_accelerated,
+        "inpainting": ras.trace.is_inpainting,
         "reason": ras.trace.reason,
         "closeness": {name: ssim(dense.images[0], images[name].images[0]) for name in ("ras", "fewer")},
     }

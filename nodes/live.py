@@ -52,15 +52,15 @@ _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made fr
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
 
 
-_part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+_part: ContextVar[tuple[int, int, str] | None] = ContextVar("part", default=None)
 
 
 @contextmanager
-def part_of_node(number: int, total: int) -> Iterator[None]:
-    """While this context is open, the live view says that a run is run `number` of `total` of its node. Runs
-    with number 0, such as a warm-up, are not shown.
+def part_of_node(number: int, total: int, name: str = "") -> Iterator[None]:
+    """While this context is open, the live view says that a run is run `number` of `total` of its node, and
+    what it is, by its name in web/words.js. Runs with number 0, such as a warm-up, are not shown.
     """
-    token = _part.set((number, total))
+    token = _part.set((number, total, name))
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from ..ras_core.host.outer_sample import Settings
 from ..ras_core.host.patch import compare_with, last_trace, patch_model
 from ..ras_core.run.trace import Trace
 from .checks import check_schedule
+from .live import open_view
 from .retired import ACCEPT_ALL, HIDDEN
 from .settings import (
     CATEGORY,
@@ -68,8 +69,7 @@ def sample_with_trace(
         model, latent_image: MODEL and LATENT.
         dense: the trace of a dense run of the same image, to which the reported speed-ups are then relative;
             or None.
-        settings: the run's settings, instead of those that the inputs give; the live view then does not show
-            the run.
+        settings: the run's settings, instead of those that the inputs give.
         inputs: values of all other inputs in `sampler_inputs` and `settings_inputs`, by name.
 
     Returns:
@@ -82,12 +82,18 @@ def sample_with_trace(
 
     check_schedule(inputs["steps"], inputs["denoise"])
     check_batch(as_priority(inputs.get("priority")), latent_image["samples"].shape[0])
-    ras_model = patched(model, inputs) if settings is None else patch_model(model, settings)
+    ras_model = _patched(model, inputs, settings)
     if dense is not None:
         compare_with(ras_model, dense)
     sampling = {name: inputs[name] for name in SAMPLING}
     (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
     return latent, last_trace(ras_model, Trace.empty("the sampler had no step to run"))
+
+
+def _patched(model, inputs: dict, settings: Settings | None):
+    if settings is None:
+        return patched(model, inputs)
+    return patch_model(model, settings, view_factory=open_view)
 
 
 def sampler_inputs() -> list[io.Input]:

@@ -47,7 +47,10 @@ def found_by(*words: str) -> dict[str, list[str]]:
     return {"search_aliases": list(words)} if "search_aliases" in _SCHEMA else {}
 
 
-FASTER = ("speed", "speed up", "faster", "accelerate", "turbo", "cache", "region", "skip")
+FASTER = (
+    "speed", "speed up", "fast", "faster", "quick", "accelerate", "turbo", "cache", "region", "skip",
+    "multirate",
+)  # fmt: skip
 """Search terms of the nodes that make sampling faster."""
 
 

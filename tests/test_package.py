@@ -69,7 +69,7 @@ class TestContents:
     def test_every_template_has_the_demo_model_that_it_loads(self, archive):
         templates = [name for name in archive if re.fullmatch(r"example_workflows/.*\.json", name)]
         loaded = {name: _demo_families(name) for name in templates}
-        assert loaded["example_workflows/ras_sd3_demo.json"] == {"sd3"}
+        assert loaded["example_workflows/ras_1_start_here.json"] == {"sd3"}
         for name, families in loaded.items():
             assert {f"demo/weights/{family}.safetensors" for family in families} <= archive, name
 

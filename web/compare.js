@@ -12,7 +12,7 @@ const MARGIN = 10; // ComfyUI's margin of a widget, on each side
 const BELOW_IMAGE = 66; // buttons, a line of text, and the gaps between them
 const MOST_HEIGHT = 640;
 const WIDTHS = { RASCompare: 440, RASMaskPreview: 420 }; // of new nodes, so that their content is readable
-const MASK_PREVIEW_HEIGHT = 340;
+const MASK_PREVIEW_HEIGHT = 420; // the image is as wide as the node, in Nodes 2.0 too
 
 app.registerExtension({
   name: "multirate_ras.compare",
@@ -100,11 +100,13 @@ class Slider {
     this.before.src = addressOf(result.images.dense);
     this.range.setAttribute("aria-label", say("compare"));
     this.buttons.setAttribute("aria-label", say("compare"));
-    this.left.textContent = this.before.alt = say("without");
+    this.left.textContent = this.label("dense");
+    this.before.alt = say("without");
     const names = ["ras", ...(result.steps.fewer < result.steps.dense ? ["fewer"] : [])];
     this.buttons.replaceChildren(...names.map((name) => this.button(name)));
     this.text.textContent = figures(result);
     this.text.title = say("ssim");
+    this.left.title = this.right.title = this.buttons.title = say("sampling");
     this.choose("ras");
     this.split();
   }
@@ -119,13 +121,22 @@ class Slider {
     return button;
   }
 
+  /** What a run is, and how many seconds it took. */
   label(name) {
+    const seconds = this.result.seconds?.[name]; // results of earlier versions have none
+    const text = this.nameOf(name);
+    return seconds == null ? text : say("timed", { name: text, seconds: seconds.toFixed(1) });
+  }
+
+  nameOf(name) {
+    if (name === "dense") return say("without");
     return name === "ras" ? say("with") : say("fewer", { steps: this.result.steps.fewer });
   }
 
   choose(name) {
     this.after.src = addressOf(this.result.images[name]);
-    this.right.textContent = this.after.alt = this.label(name);
+    this.right.textContent = this.label(name);
+    this.after.alt = this.nameOf(name);
     for (const button of this.buttons.children) {
       button.setAttribute("aria-pressed", String(button.dataset.name === name));
     }
@@ -155,8 +166,13 @@ class Slider {
 }
 
 /** One line: how much faster the run was and how close its image is, or why it was not faster. */
-function figures({ speedup, expected, accelerated, reason, closeness }) {
-  if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
+function figures(result) {
+  if (!result.accelerated) return say("nothing", { reason: translated(result.reason) || say("noRegional") });
+  const text = gains(result);
+  return result.inpainting ? say("inpainted", { text }) : text;
+}
+
+function gains({ speedup, expected, closeness }) {
   const close = { ras: closeness.ras.toFixed(2), fewer: closeness.fewer.toFixed(2) };
   if (speedup) return say(speedup < 0.95 ? "slower" : "faster", { speed: speedup.toFixed(1), ...close });
   return say("about", { speed: expected.toFixed(1), ...close });

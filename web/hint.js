@@ -1,14 +1,16 @@
-// Shows a line in RAS Patch Model and RAS KSampler that estimates, from the plan of the chosen speed, how long a run
-// will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
+// Shows a line in RAS Patch Model, RAS KSampler and RAS Compare that estimates, from the plan of the chosen speed, how
+// long a run with RAS will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
 // server takes the plan from these. If RAS Calibrate is connected to the node, its plan is shown once it is saved.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { keepShown, showAt } from "./hint_badge.js";
 import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
-const NODES = new Set(["RASPatchModel", "RASKSampler"]);
+const COMPARE = "RASCompare";
+const NODES = new Set(["RASPatchModel", "RASKSampler", COMPARE]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
@@ -35,7 +37,7 @@ app.registerExtension({
     api.addEventListener("graphChanged", askSoon);
     app.canvas.canvas.addEventListener("litegraph:set-graph", askSoon); // into a subgraph, or out of it
     // Not each change of a widget or a link is followed by that event.
-    setInterval(() => document.hidden || hints.forEach((hint) => hint.update()), WATCH);
+    setInterval(() => document.hidden || (keepShown(), hints.forEach((hint) => hint.update())), WATCH);
     api.addEventListener("execution_success", () => {
       hints.forEach((hint) => (hint.asked = "")); // RAS Calibrate may have saved plans
       askSoon();
@@ -81,6 +83,7 @@ class Hint {
     const { onRemoved } = node;
     node.onRemoved = (...args) => {
       hints.delete(this);
+      for (const host of this.hosts ?? []) showAt(host, "");
       return onRemoved?.apply(node, args);
     };
     const { onAdded } = node;
@@ -93,9 +96,10 @@ class Hint {
   async update() {
     const { node } = this;
     if (!node.graph) return;
+    this.showOutside();
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
-    const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
+    const sampler = valueOf(node, "steps") == null ? samplerBehind(node) : node;
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
     const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
     const known = Number(valueOf(schedule, "steps"));
@@ -125,22 +129,35 @@ class Hint {
     else this.tell(told, speed, known);
   }
 
+  /** Shows the estimate at the nodes of the subgraphs that show the speed, and no longer at those that did. */
+  showOutside() {
+    const hosts = this.node.graph ? hostsOf(this.node) : [];
+    for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
+    for (const host of hosts) showAt(host, this.short ?? "");
+    this.hosts = hosts;
+  }
+
   tell({ time, steps, closeness, measured }, speed, total) {
-    if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"));
-    const parts = [say("time", { share: Math.round(time * 100) })];
+    if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"), "", steps == null ? "" : say("noGain"));
+    const share = say("time", { share: Math.round(time * 100) });
+    // RAS Compare makes three runs; the estimate is of one of them.
+    const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
     if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
     else if (total) parts.push(say("keepsSteps", { total }));
+    const short = parts.slice(0, steps ? 2 : 1).join(" · "); // a badge is not much wider than a node
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));
-      return this.show(this.asked, parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }));
+      return this.show(this.asked, parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short);
     }
     const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
-    this.show(String(this.asked), parts.join(" · "), say("source", { speed, closeness: dB }));
+    this.show(String(this.asked), parts.join(" · "), say("source", { speed, closeness: dB }), short);
   }
 
-  show(asked, text, tooltip = "") {
+  show(asked, text, tooltip = "", short = "") {
     this.asked = asked;
+    this.short = short;
+    this.showOutside();
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.title = tooltip;
   }
@@ -182,6 +199,12 @@ function promoted(node, name) {
   const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, node.graph);
   const shown = outer?.inputs[link.origin_slot]?.name;
   return outer?.widgets?.some((one) => one.name === shown) ? { node: outer, name: shown } : null;
+}
+
+/** The nodes of the subgraphs that a node is in, from the inside out, as long as they show its speed. */
+function hostsOf(node, name = "speed") {
+  const outer = promoted(node, name);
+  return outer ? [outer.node, ...hostsOf(outer.node, outer.name)] : [];
 }
 
 /** Whether a widget's value is set in the node, or in a subgraph's node, rather than by a link from another node. */

@@ -5,7 +5,7 @@ import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { unlist } from "./unlisted.js";
-import { say } from "./words.js";
+import { percent, say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
@@ -75,15 +75,16 @@ export class LivePanel {
     this.isRunning = false;
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
-    const isFirst = message.part && message.part[0] < message.part[1]; // the run without RAS, for comparison
-    this.say(this.numbered(isFirst ? "" : describeRun(message)), !isFirst && message.reason);
+    const isRival = message.part && message.part[2] !== "with"; // a run without RAS, for comparison
+    this.say(this.numbered(isRival ? "" : describeRun(message)), !isRival && message.reason);
     this.choose(message.timeline.at(-1)?.step ?? 0);
   }
 
-  /** A line of text with the number of the run, if its node does several runs. */
+  /** A line of text that begins with the number of the run and what it is, if its node does several runs. */
   numbered(text) {
-    const { part } = this.run;
-    return [part && say("run", { run: part[0], runs: part[1] }), text].filter(Boolean).join(" · ");
+    const [run, runs, name] = this.run.part ?? [];
+    const which = name && say("run", { run, runs, name: say(name, { steps: this.total }) });
+    return [which, text].filter(Boolean).join(" · ");
   }
 
   /** Shows a text below the timeline. */
@@ -301,7 +302,7 @@ function isNodes2() {
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
   if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
   if (reason) return say("less", { reason: translated(reason) });
-  const parts = [plan ? translated(plan) : say("tokens", { share: Math.round(share * 100) })];
+  const parts = [plan ? translated(plan) : say("tokens", { share: percent(share) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
   return parts.join(" · ");
 }

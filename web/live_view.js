@@ -191,7 +191,7 @@ function takePreview(event) {
   const view = views.get(displayNodeId);
   if (!view?.isRunning) {
     if (isEnabled && lastNode(displayNodeId)?.comfyClass === "RASCompare") event.stopImmediatePropagation();
-    return; // RAS Compare shows neither its warm-up nor its run in fewer steps
+    return; // RAS Compare does not show its warm-up
   }
   const step = Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0);
   view.each((panel) => panel.addPreview(step, blob));

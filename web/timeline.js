@@ -1,7 +1,7 @@
 // The steps of a run as bars, and a slider over them for mouse and keyboard.
 
 import { COLOURS } from "./mask_overlay.js";
-import { say } from "./words.js";
+import { percent, say } from "./words.js";
 
 const HEIGHT = 34;
 const MARKER = 6; // height of the triangle under the chosen step
@@ -9,7 +9,7 @@ const KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home",
 
 /** One line of text about a step of `total`; `form` is "step", or "caption" for a narrow node. */
 export function describeStep(index, total, step, form = "step") {
-  return say(form, { step: index + 1, total, kind: say(step.kind), share: Math.round(step.share * 100) });
+  return say(form, { step: index + 1, total, kind: say(step.kind), share: percent(step.share) });
 }
 
 export class Timeline {

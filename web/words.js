@@ -17,12 +17,14 @@ const WORDS = {
     nothing: "Not accelerated: {reason}",
     less: "Less than planned: {reason}",
     noRegional: "every step computed the whole image",
-    run: "{run} of {runs}",
+    run: "{run} of {runs}: {name}",
+    estimated: "{run}: {text}",
     time: "about {share} % of the time",
     steps: "{steps} steps instead of {total}",
     keepsSteps: "all {total} steps; a closer image with euler or dpmpp_2m",
     same: "nearly the image of very many steps", near: "very close to the image of very many steps", close: "close to the image of very many steps", similar: "similar to the image of very many steps",
     few: "no gain with so few steps: the run is the same as without RAS",
+    noGain: "no gain with so few steps",
     custom: "custom: the advanced inputs apply",
     customAllDense: "custom: no gain, every step computes the whole image",
     plan: "the connected plan applies",
@@ -35,6 +37,8 @@ const WORDS = {
     slower: "slower than without RAS ({speed}× the speed) · similarity {ras} (fewer steps: {fewer})",
     about: "about {speed}× faster (computed; the computer was busy) · similarity {ras} (fewer steps: {fewer})",
     ssim: "Similarity to the image without RAS: SSIM, 1 for the same image.",
+    timed: "{name} · {seconds} s", sampling: "Time of sampling, without loading the model and decoding the image",
+    inpainted: "{text} · inpainting: fewer steps, all dense",
     compare: "Image to the right of the line",
   },
   de: {
@@ -51,12 +55,14 @@ const WORDS = {
     nothing: "Nicht beschleunigt: {reason}",
     less: "Weniger beschleunigt als geplant: {reason}",
     noRegional: "jeder Schritt hat das ganze Bild berechnet",
-    run: "{run} von {runs}",
+    run: "{run} von {runs}: {name}",
+    estimated: "{run}: {text}",
     time: "etwa {share} % der Zeit",
     steps: "{steps} Schritte statt {total}",
     keepsSteps: "alle {total} Schritte; weniger Abweichung mit euler oder dpmpp_2m",
     same: "fast das Bild mit sehr vielen Schritten", near: "sehr nah am Bild mit sehr vielen Schritten", close: "nah am Bild mit sehr vielen Schritten", similar: "ähnlich dem Bild mit sehr vielen Schritten",
     few: "kein Gewinn bei so wenigen Schritten: Der Lauf ist der gleiche wie ohne RAS",
+    noGain: "kein Gewinn bei so wenigen Schritten",
     custom: "custom: Es gelten die erweiterten Eingänge",
     customAllDense: "custom: kein Gewinn, jeder Schritt berechnet das ganze Bild",
     plan: "Es gilt der verbundene Plan",
@@ -69,6 +75,8 @@ const WORDS = {
     slower: "langsamer als ohne RAS ({speed}× so schnell) · Ähnlichkeit {ras} (weniger Schritte: {fewer})",
     about: "etwa {speed}× so schnell (berechnet; der Rechner war ausgelastet) · Ähnlichkeit {ras} (weniger Schritte: {fewer})",
     ssim: "Ähnlichkeit mit dem Bild ohne RAS: SSIM, 1 bei gleichem Bild.",
+    timed: "{name} · {seconds} s", sampling: "Dauer des Samplings, ohne Laden des Modells und Dekodieren des Bildes",
+    inpainted: "{text} · Inpainting: weniger Schritte, alle vollständig",
     compare: "Bild rechts der Linie",
   },
   ja: {
@@ -85,12 +93,14 @@ const WORDS = {
     nothing: "高速化なし: {reason}",
     less: "予定ほど高速化されませんでした: {reason}",
     noRegional: "すべてのステップで画像全体を計算しました",
-    run: "実行 {run}/{runs}",
+    run: "実行 {run}/{runs}: {name}",
+    estimated: "{run}: {text}",
     time: "所要時間は通常の約 {share}%",
     steps: "{total} → {steps} ステップ",
     keepsSteps: "{total} ステップのまま。euler か dpmpp_2m なら画像がさらに近づきます",
     same: "十分に多いステップの画像とほぼ同じ", near: "十分に多いステップの画像にごく近い", close: "十分に多いステップの画像に近い", similar: "十分に多いステップの画像に似ている",
     few: "ステップ数が少ないため高速化されず、RAS なしと同じ実行になります",
+    noGain: "ステップ数が少なく高速化なし",
     custom: "custom: 詳細入力で決まります",
     customAllDense: "custom: すべてのステップで画像全体を計算するため、高速化されません",
     plan: "接続したプランで決まります",
@@ -103,6 +113,8 @@ const WORDS = {
     slower: "RAS なしより遅い（速度 {speed} 倍） · 類似度 {ras}（少ないステップ: {fewer}）",
     about: "速度 約 {speed} 倍（ほかの処理があったため計算値） · 類似度 {ras}（少ないステップ: {fewer}）",
     ssim: "RAS なしの画像との類似度: SSIM。同じ画像なら 1。",
+    timed: "{name} · {seconds} 秒", sampling: "サンプリングの時間（モデルの読み込みと画像のデコードを除く）",
+    inpainted: "{text} · インペイント: ステップを減らし、すべて全計算",
     compare: "線の右側に表示する画像",
   },
   zh: {
@@ -119,12 +131,14 @@ const WORDS = {
     nothing: "未加速：{reason}",
     less: "加速未达预期：{reason}",
     noRegional: "每一步都计算了整幅图像",
-    run: "第 {run}/{runs} 次运行",
+    run: "第 {run}/{runs} 次运行：{name}",
+    estimated: "{run}：{text}",
     time: "用时约为原来的 {share}%",
     steps: "以 {steps} 步代替 {total} 步",
     keepsSteps: "仍为 {total} 步；用 euler 或 dpmpp_2m 可使图像更接近",
     same: "与步数足够多时的图像几乎相同", near: "非常接近步数足够多时的图像", close: "接近步数足够多时的图像", similar: "与步数足够多时的图像相似",
     few: "步数太少，无法加速：运行与不使用 RAS 时相同",
+    noGain: "步数太少，无法加速",
     custom: "custom：由高级输入决定",
     customAllDense: "custom：无法加速，每一步都计算整幅图像",
     plan: "由所连接的方案决定",
@@ -137,6 +151,8 @@ const WORDS = {
     slower: "比不使用 RAS 更慢（{speed} 倍速）· 相似度 {ras}（较少步数：{fewer}）",
     about: "约 {speed} 倍速（推算值；计算机当时繁忙）· 相似度 {ras}（较少步数：{fewer}）",
     ssim: "与不使用 RAS 的图像的相似度（SSIM）；图像相同时为 1。",
+    timed: "{name} · {seconds} 秒", sampling: "采样用时，不含加载模型和解码图像",
+    inpainted: "{text} · 局部重绘：步数减少，每步均为完整",
     compare: "分隔线右侧的图像",
   },
 };
@@ -147,6 +163,11 @@ const DECIMAL = /^\d+\.\d+( [GM]iB)?$/; // a number, but not a choice of an inpu
 /** The text of a key in the language of the interface, with its values filled in. */
 export function say(key, values = {}) {
   return fill(inLanguage(WORDS)[key], values);
+}
+
+/** A share as a whole number of percent, as ras_core/method/shares.py rounds it. */
+export function percent(share) {
+  return Math.round(Number((100 * share).toFixed(2)));
 }
 
 /** A text with its values filled in, as the language of the interface writes them. */

@@ -7,8 +7,8 @@ from typing import Any
 
 from .known_levels import steps_of_whole
 from .outer_sample import OuterSample, RunSettings, is_inpainting
-from .plans import plans_for
-from .speed import Speed, planned_sigmas
+from .plans import planned_sigmas, plans_for
+from .speed import Speed
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ class FewerSteps(Speed):
         plan = replace(plan, shares=(1.0,) * self.steps, full_steps=given.steps)
         model = guider.model_patcher
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
-        return self._by_plan(plan, planned_sigmas(plan, given, model), given.sampler, whole_steps)
+        return self._by_plan(plan, planned_sigmas(plan, given.sigmas, model), given, model, whole_steps)

@@ -16,6 +16,8 @@ from ..method.grid import TokenGrid
 from ..method.plan import Plan
 from ..method.regional_cost import RegionalCost
 from ..method.schedule import StepKind, StepPlan
+from ..method.shares import in_whole_tokens
+from ..models import adapter_for, network_of
 from ..models.base import ModelAdapter
 from ..models.cost import CostProfile, profile_of
 from .cache_plan import rows_of_cond, with_others
@@ -69,6 +71,17 @@ def settings_of(plan: Plan) -> RASConfig:
         cuda_graphs="auto",
         kv_cache=plan.kv_cache,
     )
+
+
+def shares_computed(shares: Sequence[float], model: ModelPatcher, size: Sequence[int]) -> tuple[float, ...]:
+    """The shares that the steps of a run compute if they are to compute these, in whole tokens.
+
+    Args:
+        size: size of the latent, (H, W) or (1, H, W).
+    """
+    network = network_of(model.get_model_object("diffusion_model"))
+    grid = TokenGrid.of(size, adapter_for(network).patch_size(network))
+    return in_whole_tokens(shares, grid.n)
 
 
 def regional_cost(

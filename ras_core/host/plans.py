@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..errors import RASError
 from ..method.family_plans import family_plans
@@ -126,3 +128,13 @@ def simple_part(model: ModelPatcher, steps: int, denoise: float) -> tuple[float,
 def made_levels(model: ModelPatcher, plan: Plan) -> tuple[float, ...]:
     """The fine schedule from which `levels_of` makes a plan's levels."""
     return simple_levels(model, EVEN_LEVELS if plan.has_even_grid else FINE_LEVELS)
+
+
+def planned_sigmas(plan: Plan, given: Tensor, model: ModelPatcher) -> Tensor:
+    """The plan's noise levels, which replace those of a run, `given`. The result has the dtype and the
+    device of `given`, and exactly its first and last value.
+    """
+    levels = plan.levels_of_part(simple_levels(model, FINE_LEVELS), given.tolist())
+    made = torch.tensor(levels, dtype=given.dtype, device=given.device)
+    made[0], made[-1] = given[0], given[-1]
+    return made

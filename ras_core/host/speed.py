@@ -8,11 +8,9 @@ the speed-up. RAS stays out of a run that has only few steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -29,6 +27,7 @@ from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.regional_cost import RegionalCost
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
+from ..run.trace import INPAINTING_PLAN
 from .known_levels import (
     TOLERANCE,
     are_custom,
@@ -42,8 +41,8 @@ from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
-from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, family_of, plans_for, plans_of_family
+from .planned_model import regional_cost, settings_of, shares_computed
+from .plans import OTHER_MODEL, connected_plans, family_of, planned_sigmas, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
@@ -99,18 +98,19 @@ class Speed:
             else:
                 plan = replace(plan, shares=(1.0,) * plan.steps)
             asked = made_by.on_grid(given.steps).full_steps
-            return replace(self._by_plan(plan, given.sigmas, given.sampler, whole_steps), full_steps=asked)
+            return replace(self._by_plan(plan, given.sigmas, given, model, whole_steps), full_steps=asked)
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
         best = plans.for_run(self.speed, plan_sampler(given.sampler), whole_steps)
         plan = best.resized(given.steps)
         if has_room(whole_steps, self.speed):
             plan = fitted_plan(plan, best, given.steps / self._factor, cost, is_measured)
             plan = (plan or plans.plain(self.speed, best.sampler)).resized(given.steps)
-        wanted = planned_sigmas(plan, given, model)
+        wanted = planned_sigmas(plan, given.sigmas, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
-        return self._by_plan(plan, wanted, given.sampler, whole_steps, remark, self._bound(whole_steps))
+        settings = self._by_plan(plan, wanted, given, model, whole_steps, remark)
+        return replace(settings, shortfall=self._bound(whole_steps))
 
     def _bound(self, whole_steps: float) -> str:
         """Why a run of so few steps, counted for the whole schedule, does not reach the speed; else empty."""
@@ -152,24 +152,25 @@ class Speed:
             best, shortfall = plans.best(self.speed, sampler), ""
             plan = replace(best.on_grid(given.steps), shares=(1.0,) * given.steps)
             whole_steps = full_steps_of_grid(best, model, sigmas.tolist())
-        elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
+        elif not decreases((sigmas := planned_sigmas(plan, given.sigmas, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
-        settings = self._by_plan(plan, sigmas, given.sampler, whole_steps, shortfall=shortfall)
-        return replace(settings, plan=f"{settings.plan} (inpainting)")
+        settings = self._by_plan(plan, sigmas, given, model, whole_steps)
+        return replace(settings, plan=f"{settings.plan}{INPAINTING_PLAN}", shortfall=shortfall)
 
     @property
     def _factor(self) -> float:
         return float(self.speed.removesuffix("x"))
 
     def _by_plan(
-        self, plan: Plan, sigmas: Tensor, sampler: Any, whole_steps: float, remark: str = "",
-        shortfall: str = "",
+        self, plan: Plan, sigmas: Tensor, given: OuterSample, model: ModelPatcher, whole_steps: float,
+        remark: str = "",
     ) -> RunSettings:  # fmt: skip
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
+        sampler = given.sampler
         solver = plan_solver(sampler, plan.solver if has_room(whole_steps, self.speed) else SOLVER_OF_FEW)
         # A plan for another sampler can be the best plain one; the run keeps the sampler's name all the same,
         # since only the plan's noise levels and its solver count.
@@ -177,9 +178,8 @@ class Speed:
         origin = plan.origin if solver in (None, name) else f"{solver} steps, {plan.origin}"
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
-            config, sigmas, plan.describe(), f"{name}, {origin}", solver,
+            config, sigmas, _told(plan, given, model), f"{name}, {origin}", solver,
             remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
-            shortfall=shortfall,
             levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip
 
@@ -204,7 +204,8 @@ class Speed:
         shortfall = f"{reached:.2f}x is all that {given.steps} steps can reach"
         shortfall = f"{shortfall}, because {origin}" if abs(reached / wanted - 1) > NEAR else ""
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
-        said = described(self.speed, shares, given.steps)
+        computed = shares_computed(shares, guider.model_patcher, given.noise.shape[2:])
+        said = described(self.speed, computed, given.steps)
         return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
 
 
@@ -215,6 +216,12 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
     network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
     conds = [cond for group in guider.conds.values() for cond in group]
     return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
+
+
+def _told(plan: Plan, given: OuterSample, model: ModelPatcher) -> str:
+    """The line about a plan, with the share of tokens that its run computes."""
+    computed = shares_computed(plan.shares, model, given.noise.shape[2:])
+    return described(plan.speed, computed, plan.full_steps)
 
 
 def _obstacle(given: OuterSample, guider: Any) -> str | None:
@@ -228,18 +235,3 @@ def _obstacle(given: OuterSample, guider: Any) -> str | None:
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"
     return None
-
-
-def planned_sigmas(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tensor:
-    """The plan's noise levels, which replace those of a run."""
-    fine = simple_levels(model, FINE_LEVELS)
-    return _like(plan.levels_of_part(fine, given.sigmas.tolist()), given.sigmas)
-
-
-def _like(levels: Sequence[float], given: Tensor) -> Tensor:
-    """`levels` as a tensor with the dtype and device of `given`. Its first and last value are exactly those
-    of `given`.
-    """
-    made = torch.tensor(levels, dtype=given.dtype, device=given.device)
-    made[0], made[-1] = given[0], given[-1]
-    return made

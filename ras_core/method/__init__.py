@@ -9,6 +9,7 @@ These modules compute a run; read them in this order:
 - `preferences`: the user's masks
 - `integrator`: integrates each token with its own step size
 - `grid`: maps latent pixels to tokens and back
+- `shares`: shares of tokens, as steps compute them and as texts say them
 
 These modules plan a run that is to reach a given speed: `sigma_grid` (at which noise levels the steps are),
 `plan` and `plan_set` (what a run of each speed computes), `rhythm` (how dense and regional steps follow

@@ -22,6 +22,7 @@ from ..errors import RASError, quoted
 from .integrator import Solver
 from .plan_json import VERSION, checked_version, read_json
 from .rhythm import Rhythm
+from .shares import percent
 from .sigma_grid import grid, normalised, part_of, positions
 
 PlanSampler = Literal["dpmpp_2m", "euler"]
@@ -209,7 +210,7 @@ def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
     steps = fewer if 1 < len(shares) < full_steps else f"{len(shares)} of {full_steps} steps"
     if dense == len(shares):
         return f"{speed}: {steps}, all dense"
-    return f"{speed}: {steps}, {dense} dense, {100 * sum(shares) / len(shares):.0f} % of tokens"
+    return f"{speed}: {steps}, {dense} dense, {percent(sum(shares) / len(shares))} of tokens"
 
 
 def _as_tuple(name: str, value: Any) -> tuple:

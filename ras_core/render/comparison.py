@@ -114,6 +114,7 @@ def _speed(trace: Trace) -> str:
     """The speed-up to show: measured, or expected from FLOPs if the times are unreliable."""
     if not trace.steps:
         return f"{NO_RAS}: {trace.reason}"
+    inpainting = " (inpainting: fewer steps, all dense)" if trace.is_inpainting else ""
     if trace.measured_gain is None or trace.is_disturbed:
-        return f"about {trace.expected_gain:.2f}x faster (from FLOPs: the computer was busy)"
-    return f"{trace.measured_gain:.2f}x faster"
+        return f"about {trace.expected_gain:.2f}x faster (from FLOPs: the computer was busy){inpainting}"
+    return f"{trace.measured_gain:.2f}x faster{inpainting}"

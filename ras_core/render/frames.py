@@ -7,6 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..method.shares import percent
 from ..run.trace import Evaluation, Trace
 from .drawing import BACKGROUND, as_uint8, fit, font
 from .masks import colour_of, kind_of, shown_planes, spread
@@ -122,5 +123,5 @@ def _panel(active: np.ndarray, bright: np.ndarray, dark: np.ndarray, colour: tup
 def _caption(trace: Trace, step: Evaluation) -> str:
     return (
         f"step {step.step + 1} of {trace.n_steps}   {kind_of(step)}   "
-        f"{step.active_share:.0%} of tokens   sigma {step.sigma:.3f}"
+        f"{percent(step.active_share)} of tokens   sigma {step.sigma:.3f}"
     )

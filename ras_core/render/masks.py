@@ -9,16 +9,26 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..method.schedule import StepKind
+from ..method.shares import percent
 from ..run.trace import Evaluation, Trace
-from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
+from .drawing import BACKGROUND, TEXT, as_uint8, fit, font
 from .notice import without_ras
 
 MAX_IMAGES = 4
+
+LARGE, SMALL = 36, 28
+"""Sizes of text. A new node shows the image at little more than a third of its size."""
+
+BAR_WIDTH = 240  # of the colour legend with its labels
+
+MOST_LINES = 2
+"""Of the text below the headline."""
 
 ACTIVE = (230, 159, 0)
 DENSE = (86, 180, 233)
 RESET = (204, 121, 167)
 SCORE = (240, 228, 66)
+QUIET = (160, 166, 178)
 CIVIDIS = np.array(
     [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)],
     dtype=np.float32,
@@ -34,11 +44,12 @@ def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((margin, 18), _headline(trace), fill=TEXT, font=font(20))
-    draw.text((margin, 46), _subline(trace), fill=FAINT, font=font(15))
-    _draw_maps(canvas, draw, trace, images, (margin, 78, width - margin, 408))
-    _draw_timeline(draw, trace, (margin + 52, 452, width - margin - 52, height - 84))
-    _draw_legend(draw, (margin, height - 36))
+    draw.text((margin, 12), _headline(trace), fill=TEXT, font=font(LARGE))
+    for line, text in enumerate(_lines(draw, _subline(trace), width - 2 * margin)):
+        draw.text((margin, 58 + 34 * line), text, fill=QUIET, font=font(SMALL))
+    _draw_maps(canvas, draw, trace, images, (margin, 136, width - margin, 384))
+    _draw_timeline(draw, trace, (margin + 84, 446, width - margin - 72, height - 108))
+    _draw_legend(draw, (margin, height - 46))
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0
 
 
@@ -80,6 +91,21 @@ def _subline(trace: Trace) -> str:
     return "; ".join(filter(None, [gains, text, *trace.notes, trace.shortfall, *trace.remarks]))
 
 
+def _lines(draw: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+    """The text in at most MOST_LINES lines of this width; the end of a longer text is left out."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font(SMALL)) <= width:
+            lines[-1] = longer
+        elif len(lines) < MOST_LINES:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1].rstrip('.,;')} ..."
+            break
+    return lines
+
+
 def _draw_maps(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, images: np.ndarray | None, box: tuple
 ) -> None:
@@ -89,29 +115,30 @@ def _draw_maps(
     tiles = [] if images is None else [as_uint8(images[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
     tiles += [_heat(plane, span) for plane in shown_planes(share)]
-    x = left
+    x, limit = left, (right - left - BAR_WIDTH) // len(tiles) - 12
     h, w = trace.grid.shape[-2:]
+    width = max(min(round((bottom - top) * w / h), limit), 1)
+    height = max(min(round(width * h / w), bottom - top), 1)
     for tile in tiles:
-        width = round((bottom - top) * w / h)
-        width = max(min(width, (right - left - 90) // len(tiles) - 12), 1)
-        canvas.paste(Image.fromarray(fit(tile, width, bottom - top)), (x, top))
+        canvas.paste(Image.fromarray(fit(tile, width, height)), (x, top))
         x += width + 12
-    _draw_colour_bar(canvas, draw, (min(x + 4, right - 120), top, bottom), span)
+    _draw_colour_bar(draw, canvas, (min(x + 4, right - BAR_WIDTH), top, bottom), span)
 
 
 def _draw_colour_bar(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
+    draw: ImageDraw.ImageDraw, canvas: Image.Image, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
     """Draw the colour legend of the map. The colours range from the smallest to the largest share of steps
     that computed a region in this run; a dense step computes every region.
     """
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
-    canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
-    for fraction in (1.0, 0.5, 0.0):
-        label = f"{span[0] + fraction * (span[1] - span[0]):.0%}"
-        draw.text((x + 20, top + (1 - fraction) * (bottom - top - 16)), label, fill=TEXT, font=font(13))
-    draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=font(13))
+    canvas.paste(Image.fromarray(fit(ramp, 18, bottom - top)), (x, top))
+    for fraction, anchor in ((1.0, "la"), (0.5, "lm"), (0.0, "ld")):
+        label = percent(span[0] + fraction * (span[1] - span[0]))
+        label += " of steps" if fraction == 1 else ""
+        y = top + (1 - fraction) * (bottom - top)
+        draw.text((x + 28, y), label, fill=TEXT, font=font(SMALL), anchor=anchor)
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
@@ -124,15 +151,16 @@ def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int,
     for share in (0.0, 0.5, 1.0):
         y = bottom - share * (bottom - top)
         draw.line((left, y, right, y), fill=(52, 56, 66))
-        draw.text((left - 8, y), f"{share:.0%}", fill=FAINT, font=font(13), anchor="rm")
+        draw.text((left - 8, y), percent(share).replace(" ", ""), fill=QUIET, font=font(SMALL), anchor="rm")
     for i, step in enumerate(steps):
         x = left + i * slot
         y = bottom - step.active_share * (bottom - top)
         draw.rectangle((x + 1, y, x + max(slot - 2, 2), bottom), fill=colour_of(step))
-        if i % max(len(steps) // 14, 1) == 0:
-            draw.text((x + slot / 2, bottom + 6), str(step.step + 1), fill=FAINT, font=font(13), anchor="ma")
+        if i % max(-(-len(steps) // 18), 1) == 0:
+            text = str(step.step + 1)
+            draw.text((x + slot / 2, bottom + 6), text, fill=QUIET, font=font(SMALL), anchor="ma")
     _draw_scores(draw, steps, box, slot)
-    draw.text((left - 52, top - 30), "tokens processed, step by step", fill=TEXT, font=font(15))
+    draw.text((left - 84, top - 48), "tokens processed, step by step", fill=TEXT, font=font(SMALL))
 
 
 def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: tuple, slot: float) -> None:
@@ -142,10 +170,10 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
         return
     peak = max(value for _, value in means) or 1.0
     points = [(left + (i + 0.5) * slot, bottom - value / peak * (bottom - top)) for i, value in means]
-    draw.line(points, fill=BACKGROUND, width=5)
-    draw.line(points, fill=SCORE, width=2)
-    draw.text((right + 8, top), f"{peak:.2f}", fill=SCORE, font=font(13), anchor="lm")
-    draw.text((right + 8, bottom), "0", fill=SCORE, font=font(13), anchor="lm")
+    draw.line(points, fill=BACKGROUND, width=9)
+    draw.line(points, fill=SCORE, width=4)
+    draw.text((right + 8, top), f"{peak:.2f}", fill=SCORE, font=font(SMALL), anchor="lm")
+    draw.text((right + 8, bottom), "0", fill=SCORE, font=font(SMALL), anchor="lm")
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
@@ -153,9 +181,9 @@ def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
     entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
     entries.append((SCORE, "mean region score (right axis)"))
     for colour, label in entries:
-        draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
-        draw.text((x + 18, y), label, fill=TEXT, font=font(14))
-        x += 46 + round(draw.textlength(label, font=font(14)))
+        draw.rectangle((x, y + 8, x + 20, y + 28), fill=colour)
+        draw.text((x + 28, y), label, fill=TEXT, font=font(SMALL))
+        x += 58 + round(draw.textlength(label, font=font(SMALL)))
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:

@@ -10,11 +10,16 @@ import numpy as np
 from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
+from ..method.shares import percent
 from .timing import is_disturbed, typical_seconds
 
 MOST = 1.3
 """If a run is measured to be more than this many times as fast as expected from its FLOPs, something has
 slowed down its dense steps, with which the others are compared."""
+
+
+INPAINTING_PLAN = " (inpainting)"
+"""How the line of a plan ends if the run is one of inpainting, which has dense steps only."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ class Trace:
         return self.regional_steps > 0 or self.n_steps < self.asked_steps
 
     @property
+    def is_inpainting(self) -> bool:
+        """Whether the run follows a plan for inpainting: fewer steps, all of them dense."""
+        return self.plan.endswith(INPAINTING_PLAN)
+
+    @property
     def reason(self) -> str:
         """Why the run was not accelerated, or less than planned; empty if it ran as planned."""
         return next(filter(None, (*self.notes, self.shortfall)), "")
@@ -179,7 +189,7 @@ class Trace:
         if len(self.evaluations) > self.n_steps:
             return False
         dense = self.n_steps - self.regional_steps
-        share = f"{dense} dense, {_percent(self.token_share)} of tokens"
+        share = f"{dense} dense, {percent(self.token_share)} of tokens"
         return (share if self.regional_steps else "all dense") in self.plan
 
     def counts(self) -> str:
@@ -187,7 +197,7 @@ class Trace:
         text = f"{self.regional_steps} of {self.n_steps} steps regional"
         if len(self.evaluations) > self.n_steps:
             text = f"{text} ({self.regional_evaluations} of {len(self.evaluations)} evaluations)"
-        return f"{text}, {_percent(self.token_share)} of tokens processed"
+        return f"{text}, {percent(self.token_share)} of tokens processed"
 
     def speedups(self) -> str:
         """The speed-ups as text, the same wherever they are shown."""
@@ -197,7 +207,8 @@ class Trace:
         text = f"speed-up expected {self.expected_gain:.2f}x, measured {measured}"
         if not self.plan and not self.dense_steps:
             return text
-        return f"{text} over {self.compared_steps} dense steps"
+        inpainting = " (inpainting: all steps dense)" if self.is_inpainting else ""
+        return f"{text} over {self.compared_steps} dense steps{inpainting}"
 
     def _graphs_line(self) -> str | None:
         total = self.regional_evaluations
@@ -231,10 +242,6 @@ class Trace:
                 for e in self.evaluations
             ],
         }  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _in_json(number: float) -> float | None:

@@ -16,7 +16,7 @@ INPUTS = {
     "negative": "CONDITIONING",
     "latent_image": "LATENT",
 }
-OUTPUTS = {"picture": "IMAGE", "summary": "IMAGE"}
+OUTPUTS = {"IMAGE": "IMAGE", "summary": "IMAGE"}
 PROMOTED = ["speed", "seed", "control_after_generate", "steps", "cfg"]
 CONTROL = "control_after_generate"  # a widget that the front end puts behind a seed
 
@@ -114,5 +114,5 @@ def test_every_link_joins_slots_of_its_type(subgraph):
         joined.add((nodes[source]["type"] if source in nodes else "", origin["name"], end["name"]))
     outside = {("", name, name) for name in INPUTS}
     inside = {("RASKSampler", "latent", "samples"), ("RASKSampler", "trace", "trace")}
-    given = {("VAEDecode", "IMAGE", "picture"), ("RASMaskPreview", "summary", "summary")}
+    given = {("VAEDecode", "IMAGE", "IMAGE"), ("RASMaskPreview", "summary", "summary")}
     assert joined == outside | inside | given | {("VAEDecode", "IMAGE", "images")}

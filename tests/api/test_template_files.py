@@ -19,6 +19,8 @@ NODE_NAME = "Node name for S&R"
 COMFYUI = "0.30.0"
 """The ComfyUI in which the templates were saved last."""
 
+DEMOS = ("ras_1_start_here", "ras_lumina2_demo")
+
 LOADERS = ("UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader")
 
 
@@ -85,8 +87,8 @@ class TestWorkflow:
         """It was measured for three families, whose file the front end must know."""
         (note,) = [node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]
         (text,) = note["widgets_values"]
-        promise = "and, once your" if "demo" not in name else "and how close its image will be"
-        measured = ("ras_sd3", "ras_lumina2", "ras_flux1", "ras_sd3_demo", "ras_lumina2_demo")
+        promise = "and, once your" if name not in DEMOS else "and how close its image will be"
+        measured = ("ras_sd3", "ras_lumina2", "ras_flux1", *DEMOS)
         assert ("how close" in text) == (promise in text) == (name in measured)
 
     def test_a_note_says_in_three_steps_what_to_do(self, name):
@@ -95,6 +97,11 @@ class TestWorkflow:
         assert text.splitlines()[0].startswith("## ") and "in three steps" in text.splitlines()[0]
         numbered = [line[:3] for line in text.splitlines() if line[:1].isdigit()]
         assert numbered == ["1. ", "2. ", "3. "]
+
+    def test_a_note_has_no_code_style(self, name):
+        """In the colours of a note, it can hardly be read."""
+        (note,) = [node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]
+        assert "`" not in note["widgets_values"][0]
 
     def test_loaders_name_the_files_and_where_to_get_them(self, name):
         for node in workflow(name)["nodes"]:
@@ -110,6 +117,11 @@ class TestWorkflow:
         with Image.open(path) as image:
             assert (image.format, image.size) == ("JPEG", (640, 360))
         assert path.stat().st_size < (25_000 if name in TILES else 50_000)
+
+
+def test_the_first_template_to_take_is_the_first_by_name():
+    """Its name is also the title that ComfyUI shows."""
+    assert TEMPLATES[0] == DEMOS[0]
 
 
 def test_each_thumbnail_is_of_a_template_and_differs_from_the_others():

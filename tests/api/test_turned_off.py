@@ -68,7 +68,7 @@ def refusal(server, prompt: Prompt) -> ComfyError | None:
 class TestSayWhy:
     @pytest.fixture(scope="class")
     def prompt(self, server) -> Prompt:
-        workflow = server.workflow("ras_sd3_demo.json")
+        workflow = server.workflow("ras_1_start_here.json")
         return shortened(to_api(workflow, server.object_info), seed=9)
 
     def test_a_trace_of_a_model_without_ras(self, server, prompt):

@@ -271,6 +271,16 @@ export class ComfyPage {
     }, name);
   }
 
+  /** The estimate at `window.subgraphNode`: a badge in the classic canvas, a line in Nodes 2.0. */
+  estimateOutside() {
+    return this.page.evaluate(() => {
+      const { badges, id } = window.subgraphNode;
+      const line = document.querySelector(`[data-node-id="${id}"] .multirate-ras-hint`);
+      const texts = badges.map((one) => (typeof one === "function" ? one() : one).text);
+      return LiteGraph.vueNodesMode ? line?.textContent ?? "" : texts.find(Boolean) ?? "";
+    });
+  }
+
   /** Sets widgets that `window.subgraphNode` shows for the nodes inside. */
   setPromoted(values) {
     return this.page.evaluate((values) => {

@@ -10,7 +10,7 @@ async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
-  const words = ["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"];
+  const words = ["ras", "RAS", "multirate", "speed", "fast", "faster", "quick", "accelerate", "cache", "region", "skip", "turbo"];
   const report = { found: await page.until(() => page.search(words), (found) => found.ras.length) };
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;
@@ -216,6 +216,7 @@ async function compare(page) {
   const during = await headlines();
   const shown = page.page.locator(".multirate-ras-compare");
   await shown.waitFor({ timeout: 20_000 });
+  await page.centre("RASCompare"); // it has become taller
   await page.settle(500);
   await page.screenshot("compare");
   await shown.locator("button").nth(1).click();
@@ -227,6 +228,7 @@ async function compare(page) {
     const { widgets } = app.graph.nodes.find((node) => node.type === "RASCompare");
     return {
       buttons: [...slider.querySelectorAll("button")].map((one) => one.textContent),
+      left: slider.querySelector(".multirate-ras-left").textContent,
       right: slider.querySelector(".multirate-ras-right").textContent,
       figures: slider.querySelector(".multirate-ras-figures").textContent,
       clip: after.style.clipPath,
@@ -257,6 +259,7 @@ async function compact(page) {
   const isCustom = (hint) => hint.startsWith("custom");
   const read = () =>
     page.page.evaluate(() => {
+      const usableIn = (body) => body?.querySelectorAll("input:not(:disabled)").length; // numbers, in Nodes 2.0
       const node = app.graph.nodes.find((one) => one.type === "RASPatchModel");
       const body = document.querySelector(`[data-node-id="${node.id}"]`);
       const inPage = [...(body?.querySelectorAll(".lg-node-widget") ?? [])].map((one) => one.textContent);
@@ -267,6 +270,8 @@ async function compact(page) {
         height: node.size[1],
         hint: hint?.textContent,
         isCut: hint && hint.scrollHeight > hint.clientHeight,
+        off: node.widgets.filter((one) => one.disabled && one.type !== "multirate_ras_hint").map((one) => one.name),
+        usable: usableIn(body),
       };
     });
   const found = { added: await look((hint) => !isCustom(hint)) };
@@ -496,6 +501,8 @@ async function hinted(browser, { workflow, sampler }) {
     app.canvas.setGraph(subgraph);
   });
   found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
+  found.unused = await promotedInputs(page);
+  found.outside = await page.until(() => page.estimateOutside(), Boolean);
   const setMode = (mode) => page.page.evaluate((mode) => (window.subgraphNode.subgraph.nodes[0].mode = mode), mode);
   found.off = [];
   for (const mode of [2, 4]) {
@@ -507,6 +514,23 @@ async function hinted(browser, { workflow, sampler }) {
     found.on = await page.until(ofSampler, Boolean);
   }
   return { ...found, problems: page.problems };
+}
+
+/** Whether an input of custom settings is greyed out in a subgraph's node that shows it: at a speed, and at custom. */
+async function promotedInputs(page) {
+  await page.page.evaluate(() => {
+    const { subgraph } = window.subgraphNode;
+    const [node] = subgraph.nodes;
+    subgraph.addInput("kv_cache", "COMBO").connect(node.inputs[node.findInputSlot("kv_cache")], node);
+  });
+  const isOff = () =>
+    page.page.evaluate(() => Boolean(window.subgraphNode.widgets.find(({ name }) => name === "kv_cache").disabled));
+  const found = [];
+  for (const speed of ["3x", "custom", "3x"]) {
+    await page.setPromoted({ speed });
+    found.push(await page.until(isOff, (off) => off === (speed !== "custom")));
+  }
+  return found;
 }
 
 /** The user changes to the other kind of nodes in an open page; later, to other speeds. */
@@ -587,12 +611,12 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
     [old, decode, shown].forEach((other) => app.graph.remove(other));
   }, sampler);
   await page.setPromoted({ seed: NEW_SEED(), steps: 9 });
-  await page.settle();
+  const estimate = await page.until(() => page.estimateOutside(), (told) => told.endsWith(" 9"));
   const { inputs } = await page.savedSubgraph();
   const end = await (await page.queue()).end();
   const shown = await page.allPictures({ SaveImage: 1, PreviewImage: 1 });
   await page.screenshot("blueprint");
-  return { added, inputs, end, shown, problems: page.problems };
+  return { added, estimate, inputs, end, shown, problems: page.problems };
 }
 
 /** A short run, yet long enough for several messages. */

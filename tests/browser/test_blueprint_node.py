@@ -1,5 +1,7 @@
 """The pack's subgraph blueprint in a real browser: listed, added as a node, and run."""
 
+import re
+
 import pytest
 from ras_pack.dev import demo_run as demo
 
@@ -30,12 +32,16 @@ def test_it_is_listed_and_can_be_added_with_all_types_known(report):
     # The front end makes an input of each promoted widget, and leaves a seed's control inside.
     assert added["widgets"] == ["speed", "seed", "steps", "cfg"]
     assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
-    assert added["outputs"] == ["picture", "summary"]
+    assert added["outputs"] == ["IMAGE", "summary"]
 
 
 def test_a_promoted_widget_sets_the_sampler_inside(report):
     (sampler,) = [one for one in report["inputs"].values() if one["class_type"] == "RASKSampler"]
     assert sampler["inputs"]["steps"] == STEPS
+
+
+def test_its_node_estimates_the_run(report):
+    assert re.fullmatch(rf"about \d\d % of the time · \d steps instead of {STEPS}", report["estimate"])
 
 
 def test_it_generates_an_image_and_a_summary(report):

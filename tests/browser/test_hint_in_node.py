@@ -61,5 +61,7 @@ def test_a_sampler_in_a_subgraph(report):
     assert report["inside"] == MEASURED
     assert report["off"] == ["", ""] and report["on"] == report["promoted"]  # muted, bypassed; on again
     steps = family_plans("sd3").best("3x").steps
+    assert report["promoted"].startswith(report["outside"]) and " instead of 28" in report["outside"]
+    assert report["unused"] == [True, False, True]  # the input kv_cache in the subgraph's node
     assert report["promoted"].startswith(f"about 33 % of the time · {steps} steps instead of 28")
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []

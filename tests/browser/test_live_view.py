@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from ras_pack.dev import demo_run as demo
+from ras_pack.nodes.settings import OF_CUSTOM
 from support.server import EXAMPLES
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -48,7 +49,8 @@ class TestExamples:
     def test_search_finds_the_pack(self, loaded):
         found = loaded["found"]
         assert [word for word, types in found.items() if "RASPatchModel" not in types] == []
-        assert set(found["faster"][:2]) == set(found["accelerate"][:2]) == {"RASPatchModel", "RASKSampler"}
+        for word in ("faster", "quick", "accelerate"):
+            assert set(found[word][:2]) == {"RASPatchModel", "RASKSampler"}
         # The front end sorts the nodes whose name begins with a word by the length of their names.
         assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"][:10])
 
@@ -170,6 +172,13 @@ class TestPatchModel:
             assert added["height"] == again["height"] <= 170
             assert loaded["height"] == custom["height"]
 
+    def test_inputs_without_effect_are_greyed_out(self, report, nodes):
+        added, custom, loaded, again = (report["compact"][key] for key in SHOWN)
+        assert added["off"] == again["off"] == list(OF_CUSTOM)
+        assert custom["off"] == loaded["off"] == []
+        if nodes == "nodes2":  # all inputs are shown since the workflow was loaded; kv_cache is no number
+            assert loaded["usable"] == again["usable"] + len(OF_CUSTOM) - 1
+
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
         assert added["hint"] == "about 50 % of the time · 10 steps instead of 16"
@@ -200,9 +209,14 @@ class TestPatchModel:
     def test_compare_shows_a_slider_over_both_images(self, report):
         found = report["compared"]
         assert found["end"] == "execution_success"
-        assert any(headline.startswith("1 of 2") for headline in found["during"])
+        told = {headline.partition(" · ")[0] for headline in found["during"]}
+        assert told >= {"1 of 3: without RAS", "2 of 3: with RAS", "3 of 3: fewer steps (8)"}
         after = found["after"]
-        assert after["buttons"] == ["with RAS", "fewer steps (8)"] and after["right"] == "fewer steps (8)"
+        runs = [after["left"], *after["buttons"]]
+        assert [re.sub(r"\d+\.\d", "0.0", run) for run in runs] == [
+            "without RAS · 0.0 s", "with RAS · 0.0 s", "fewer steps (8) · 0.0 s",
+        ]  # fmt: skip
+        assert after["right"] == after["buttons"][1]
         assert re.match(r"(about )?\d\.\d× faster .*similarity \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something

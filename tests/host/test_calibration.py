@@ -385,7 +385,8 @@ class TestNodes:
         image = front_image(plans)
         assert image.shape == (1, 640, 960, 3) and image.dtype == np.float32
         masks = importlib.import_module("ras_pack.ras_core.render.masks")
-        for colour in (masks.FAINT, masks.DENSE, masks.ACTIVE):
+        drawing = importlib.import_module("ras_pack.ras_core.render.drawing")
+        for colour in (drawing.FAINT, masks.DENSE, masks.ACTIVE):
             same = np.abs(image[0, 80:560] * 255 - np.array(colour)).max(-1) < 1
             assert same.sum() >= 20  # a dot of nine pixels across
 

@@ -33,6 +33,7 @@ from ras_pack.ras_core.method.few_steps import AT_LEAST, NO_ROOM, STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
+from ras_pack.ras_core.method.shares import percent
 from ras_pack.ras_core.run.references import DENSE_ONLY
 from support.families import FAMILIES
 from support.rotated import rotated
@@ -163,7 +164,7 @@ class TestCost:
         plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
         latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
         assert (trace.n_steps, trace.regional_steps) == (18, 12)
-        assert trace.plan == "2x: 18 steps instead of 28, 6 dense, 60 % of tokens"
+        assert trace.plan == f"2x: 18 steps instead of 28, 6 dense, {percent(trace.token_share)} of tokens"
         behind = ras_model(family, "2x", plan=plan)
         assert torch.equal(ksampler(behind, family, sampler_name=sampler_name), latent)
         sigmas = comfy.samplers.calculate_sigmas(behind.get_model_object("model_sampling"), "simple", STEPS)
@@ -697,6 +698,15 @@ class TestChoice:
         assert float(found[1]) == pytest.approx(trace.expected_gain, abs=0.01)
         assert float(found[2]) == pytest.approx(trace.measured_speedup * 28 / 17, abs=0.01)
         assert end_message(trace)["speedup"] == trace.measured_gain
+
+    @pytest.mark.parametrize("tokens", [5, 6, 7, 9, 11])
+    @pytest.mark.parametrize("sampler", ["euler", "er_sde"])
+    def test_the_share_of_tokens_is_the_same_before_and_after_the_run(self, sd3, tokens, sampler):
+        """A step computes whole tokens, so it computes a little more than the plan's share."""
+        latent = {"samples": torch.zeros(1, 16, 2 * tokens, 2 * tokens)}
+        _, trace = ras_ksampler(sd3, "2x", latent_image=latent, sampler_name=sampler)
+        assert trace.regional_steps and f"{percent(trace.token_share)} of tokens" in trace.plan
+        assert "tokens processed" not in trace.summary()
 
     def test_a_plan_without_regional_steps_is_as_much_faster_as_it_has_fewer_steps(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", plan=PLAIN)

@@ -79,7 +79,7 @@ def shown(tmp_path, nodes, answer, then=None):
         if link in [one["link"] for one in target["inputs"]]
     }  # fmt: skip
     given = {"nodes": nodes, "links": links, "answer": answer, "then": then}
-    scripts = ("hint.js", "unlisted.js", "words.js")
+    scripts = ("hint.js", "hint_badge.js", "unlisted.js", "words.js")
     found = run_page(tmp_path, PAGE, scripts, given, {"scripts/api.js": API})
     return found["asked"], found["text"]
 
@@ -135,6 +135,14 @@ def test_a_connected_plan(tmp_path):
 def test_a_gain(tmp_path):
     _, text = shown(tmp_path, [LOADER, patch(), ksampler(steps=28)], GAINS)
     assert text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_comparison_says_which_of_its_runs_it_estimates(tmp_path):
+    widgets = {"speed": "2x", "steps": 28, "sampler_name": "euler", "denoise": 1}
+    nodes = [LOADER, node(2, "RASCompare", widgets, {"model": ("MODEL", 1)})]
+    asked, text = shown(tmp_path, nodes, GAINS)
+    assert asked[-1].items() >= {**FACTS, "steps": "28", "denoise": "1", "sampler": "euler"}.items()
+    assert text == "with RAS: about 50 % of the time · 17 steps instead of 28"
 
 
 def test_an_estimate_of_other_settings_does_not_stay(tmp_path):

@@ -1,11 +1,14 @@
 """Images of a run of any size: within memory and time, and never a raw error."""
 
+import re
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 from ras_pack.demo import prompt
 from ras_pack.nodes.mask_preview import RASMaskPreview
 from ras_pack.ras_core.errors import RASError
@@ -16,6 +19,7 @@ from ras_pack.ras_core.render.comparison import Run, comparison_image
 from ras_pack.ras_core.render.frames import MOST_PIXELS, mask_frames
 from ras_pack.ras_core.render.masks import summary_image
 from ras_pack.ras_core.run.trace import Evaluation, Trace
+from support.node_js import web
 
 
 def trace_of(steps: int, batch: int, h: int, w: int) -> Trace:
@@ -68,6 +72,37 @@ def test_extreme_shapes(h, w):
     run, other = Run(images, trace), Run(images, trace)
     for fewer in (run, other):
         assert max(comparison_image(run, other, fewer).shape) < 2500
+
+
+def test_the_summary_can_be_read_in_a_new_node(monkeypatch):
+    """At the width that web/compare.js gives to the node: text of at least 10 pixels, all of it visible."""
+    (width,) = re.findall(r"RASMaskPreview: (\d+)", web("compare.js"))
+    scale = (int(width) - 20) / 1080
+    drawn, draw = [], ImageDraw.ImageDraw.text
+
+    def listened(own, at, text, *, font, anchor="la", **options):
+        drawn.append((text, font.size * scale, own.textbbox(at, text, font=font, anchor=anchor)))
+        draw(own, at, text, font=font, anchor=anchor, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", listened)
+    long = "this sentence is one that is much longer than a line of the image, " * 4
+    for steps in (3, 17, 28, 400):
+        trace = replace(trace_of(steps, 1, 32, 32), notes=(long,))
+        summary_image(trace, np.zeros((1, 64, 64, 3), dtype=np.float32))
+    assert [text for text, size, _ in drawn if size < 10] == []
+    assert [
+        text for text, _, (left, top, right, bottom) in drawn if left < 0 or right > 1080 or bottom > 720
+    ] == []
+    assert any(text.endswith(" ...") for text, *_ in drawn)
+
+
+def test_the_images_of_a_batch_keep_their_proportions():
+    """The image and four maps are smaller, but still twice as high as wide."""
+    trace = trace_of(3, 4, 32, 16)
+    image = summary_image(trace, np.ones((4, 64, 32, 3), dtype=np.float32))[0]
+    white = (image[136:384] == 1).all(axis=-1)
+    height, width = white.any(axis=1).sum(), white.any(axis=0).sum()
+    assert height == pytest.approx(2 * width, abs=2)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

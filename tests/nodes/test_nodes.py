@@ -145,7 +145,9 @@ class TestSchemas:
             for item in [*schema.inputs, *schema.outputs]:
                 assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
 
-    @pytest.mark.parametrize("word", ["speed", "faster", "accelerate", "cache", "region", "skip", "turbo"])
+    @pytest.mark.parametrize(
+        "word", ["speed", "fast", "faster", "quick", "accelerate", "cache", "region", "skip", "turbo"]
+    )
     def test_search_finds_the_nodes_that_make_sampling_faster(self, nodes, word):
         schema = nodes["RASPatchModel"].GET_SCHEMA()
         if not hasattr(schema, "search_aliases"):
@@ -390,6 +392,7 @@ class TestCompare:
         # Half of the tokens in half of the steps: 8 steps at the cost of about 6.
         (slider,) = result.ui["ras_compare"]
         assert slider["steps"] == {"dense": 8, "ras": 8, "fewer": 6} and slider["accelerated"]
+        assert list(slider["seconds"]) == ["dense", "ras", "fewer"] and min(slider["seconds"].values()) > 0
         expected = _execute(
             nodes["RASKSampler"], model=sd3.build(), **{**sampler_inputs, "steps": 6}, **settings
         )
@@ -435,6 +438,11 @@ class TestCompare:
         expected = _sample_custom(sd3, inputs, order, levels)
         assert torch.allclose(result.args[5], TinyVae().decode(expected), atol=1e-5)
         assert f"fewer steps: {steps} steps on the measured grid" in str(titles)
+        told = re.findall(r"RAS Compare: (.*)\.$", caplog.text, re.MULTILINE)
+        assert told == [
+            "a warm-up of one step", "run 1 of 3, without RAS", "run 2 of 3, with RAS",
+            "run 3 of 3, without RAS, in fewer steps",
+        ]  # fmt: skip
 
     @pytest.mark.parametrize("changes", [{"sampler_name": "heun"}, {"speed": "custom"}])
     def test_fewer_steps_with_the_users_own_scheduler(self, nodes, sd3, sampler_inputs, titles, changes):
@@ -458,6 +466,11 @@ class TestCompare:
         )
         assert torch.equal(result.args[5], result.args[1])
         assert "fewer steps: 14 steps on the measured grid" in str(titles)
+        assert result.ui["ras_compare"][0]["inpainting"]
+        # The summary, and below the images.
+        told = " ".join(titles)
+        assert "over 28 dense steps (inpainting: all steps dense)" in told
+        assert re.search(r"x faster.* \(inpainting: fewer steps, all dense\), PSNR", told)
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))

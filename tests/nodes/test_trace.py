@@ -20,6 +20,7 @@ from ras_pack.ras_core.host.patch import NO_RUN, OTHER_LATENT, last_trace, patch
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan_set import PlanSet
+from ras_pack.ras_core.method.shares import percent
 from ras_pack.ras_core.render import comparison, frames, masks
 from support.sampling import FAST, STEPS, sample
 
@@ -148,7 +149,7 @@ class TestNumbers:
         headline, subline, *_ = self._texts(trace, monkeypatch)
         assert headline in log and subline.split(";")[0] in log
         assert log.count(f"{stats['regional_steps']} of {stats['steps']} steps regional") == 1
-        assert f"{100 * stats['token_share']:.0f} % of tokens" in log
+        assert f"{percent(stats['token_share'])} of tokens" in log
         assert f"{stats['expected_speedup']:.2f}x" in log
         assert f"measured {stats['measured_speedup']:.2f}x" in log
         assert (panel["regional_steps"], panel["steps"]) == (stats["regional_steps"], stats["steps"])
@@ -214,11 +215,11 @@ class TestNumbers:
         model = patch_model(sd3.build(), FAST)
         sample(model, sd3, sd3.noise())
         trace = replace(last_trace(model), asked_steps=20)
-        share = f"{100 * trace.token_share:.0f}"
-        trace = replace(trace, plan=f"2x: 10 steps instead of 20, 3 dense, {share} % of tokens")
+        share = percent(trace.token_share)
+        trace = replace(trace, plan=f"2x: 10 steps instead of 20, 3 dense, {share} of tokens")
         assert trace.summary().startswith(f"Multirate RAS: {trace.plan}; speed-up expected ")
         other = replace(trace, plan=trace.plan.replace("3 dense", "2 dense"))
-        assert f"; 7 of 10 steps regional, {share} % of tokens processed, speed-up " in other.summary()
+        assert f"; 7 of 10 steps regional, {share} of tokens processed, speed-up " in other.summary()
 
 
 class TestReason:

@@ -6,16 +6,17 @@ The script runs in Node.js, with a stand-in for the module of ComfyUI's front en
 import re
 
 import pytest
+from ras_pack.ras_core.method.shares import percent
 from support.node_js import run_page, web
 
 PAGE = """
 import { readFileSync } from "node:fs";
 import { app } from "./scripts/app.js";
-import { say, WORDS } from "./extensions/pack/words.js";
+import { percent, say, WORDS } from "./extensions/pack/words.js";
 const asked = JSON.parse(readFileSync(0, "utf8"));
 const texts = asked.map(([language, key, values]) => {
   app.extensionManager = { setting: { get: () => language } };
-  return say(key, values);
+  return key === "percent" ? `${percent(values)} %` : say(key, values);
 });
 console.log(JSON.stringify({ texts, words: WORDS }));
 """
@@ -41,6 +42,14 @@ def test_german_numbers_have_a_decimal_comma(page):
 def test_the_choice_of_a_speed_is_written_as_in_its_input(page):
     (text,), _ = page(("de", "measuredSource", {"speed": "1.5x", "dB": "31.4"}))
     assert "1.5x" in text and "31,4 dB" in text
+
+
+def test_shares_are_rounded_as_in_the_log(page):
+    """The page gets four decimals: 0.774951 as 0.775. 0.285 is a little less in binary."""
+    shares = [0.774951, 0.775, 0.285, 0.125, 0.0049, 1.0, *(i / 977 for i in range(978))]
+    texts, _ = page(*(("en", "percent", round(share, 4)) for share in shares))
+    assert texts == [percent(share) for share in shares]
+    assert texts[:3] == ["78 %", "78 %", "29 %"]
 
 
 def test_every_language_has_the_same_texts_and_values(page):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind, StepPlan
+from ras_pack.ras_core.method.shares import percent
 from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.trace import Trace
@@ -129,4 +130,4 @@ def test_a_trace_is_json_and_says_the_same_everywhere(run, profile, notes):
     shares = [each["active_share"] for each in values["timeline"]]
     assert math.isclose(sum(shares) / len(shares), values["token_share"], abs_tol=1e-6)
     assert f"{values['regional_steps']} of {values['steps']} steps" in trace.summary()
-    assert f"{100 * trace.token_share:.0f} % of tokens" in trace.summary()
+    assert f"{percent(trace.token_share)} of tokens" in trace.summary()
