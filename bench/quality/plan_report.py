@@ -37,7 +37,7 @@ ROUNDING = 0.002
 
 
 def plan_tables(rows: Sequence[Row]) -> str:
-    """Markdown tables of all families: PSNR, SSIM and FD at equal cost, and time to equal PSNR.
+    """Markdown tables of all families: PSNR, SSIM and FDs at equal cost, and time to equal PSNR.
 
     A cell of a table has one value for each family, separated by slashes. A family without a cell of the
     method `plan` near a speed has "–" there. The text is empty if no family has such a cell.
@@ -64,10 +64,10 @@ def plan_tables(rows: Sequence[Row]) -> str:
         "How many times faster the plan is than such runs, at the PSNR of the plan.\n",
         table(RIVALS, lambda family, kind, speed: _time(rows, family, kind, speed)),
     ]
-    for figure, digits in (("ssim", 3), ("fd", 1)):
+    for figure, digits in (("ssim", 3), ("fd", 1), ("fd_block4", 1)):
         if any(row[figure] for row in rows):
             parts += [
-                f"{figure.upper()} of the cell with the nearest cost that is not higher.\n",
+                f"{figure} of the cell with the nearest cost that is not higher.\n",
                 table(kinds, lambda *of, figure=figure, digits=digits: _nearest(rows, *of, figure, digits)),
             ]
     return "\n".join(parts)
