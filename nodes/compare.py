@@ -140,7 +140,7 @@ def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
     return {
         "images": {name: dict(file.values[0]) for name, file in files.items()},
         "steps": {name: run.trace.n_steps for name, run in images.items()},
-        "seconds": {name: run.trace.seconds for name, run in images.items()},
+        "seconds": {name: run.seconds for name, run in images.items()},
         "speedup": None if ras.trace.is_disturbed else ras.trace.measured_gain,
         "expected": ras.trace.expected_gain,
         "accelerated": ras.trace.is_accelerated,

@@ -87,7 +87,13 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         if answer is not None:
             return answer
     family = query.get("family") or family_of_file(query.get("file", ""))
-    return inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings)
+    answer = inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings)
+    return answer | {"unknown": True} if is_missing(query) and answer["time"] < 1 else answer
+
+
+def is_missing(query: Mapping[str, str]) -> bool:
+    """Whether the query names a file that is not in ComfyUI's model folders: its family is not known."""
+    return not query.get("family") and bool(query.get("file")) and _path_of(query["file"]) is None
 
 
 def _measured(query: Mapping[str, str]) -> PlanSet | None:
@@ -108,9 +114,12 @@ def _measured(query: Mapping[str, str]) -> PlanSet | None:
 
 def family_of_file(name: str) -> str | None:
     """The family of a file in ComfyUI's model folders; None if the file or its family is unknown."""
-    paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS if name)
-    path = next(filter(None, paths), None)
+    path = _path_of(name)
     return None if path is None else family_of(_tensor_names(Path(path)))
+
+
+def _path_of(name: str) -> str | None:
+    return next(filter(None, (folder_paths.get_full_path(folder, name) for folder in FOLDERS if name)), None)
 
 
 def family_of(names: Iterable[str]) -> str | None:

@@ -45,7 +45,9 @@ JPEG_QUALITY = 90
 
 SMALL = 1024  # tokens; 512 px with most models
 CLEARLY_LESS = 0.8
-SMALL_IMAGE = "the image is small: a larger part of each step is work that does not depend on its size"
+SMALL_IMAGE = (
+    "probably because the image is small: more of each step is work that does not depend on its size"
+)
 """Said if an image of at most SMALL tokens gained less than CLEARLY_LESS of the expected speed-up."""
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it

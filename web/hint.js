@@ -137,11 +137,12 @@ class Hint {
     this.hosts = hosts;
   }
 
-  tell({ time, steps, closeness, measured }, speed, total) {
+  tell({ time, steps, closeness, measured, unknown }, speed, total) {
     if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"), "", steps == null ? "" : say("noGain"));
     const share = say("time", { share: Math.round(time * 100) });
     // RAS Compare makes three runs; the estimate is of one of them.
     const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
+    if (unknown) steps = total = null; // how many steps depends on the model, whose file is missing
     if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
     else if (total) parts.push(say("keepsSteps", { total }));
     const short = parts.slice(0, steps ? 2 : 1).join(" · "); // a badge is not much wider than a node

@@ -301,7 +301,10 @@ function isNodes2() {
 /** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
   if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
-  if (reason) return say("less", { reason: translated(reason) });
+  if (reason) {
+    const less = say("less", { reason: translated(reason) });
+    return speedup && !busy ? `${say("speed", { speed: speedup.toFixed(2) })} · ${less}` : less;
+  }
   const parts = [plan ? translated(plan) : say("tokens", { share: percent(share) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
   return parts.join(" · ");

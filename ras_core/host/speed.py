@@ -19,7 +19,16 @@ from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.family_plans import even_steps_below
-from ..method.few_steps import AT_LEAST, NO_ROOM, SOLVER_OF_FEW, STAYS_OUT, has_room, is_bounded, is_few
+from ..method.few_steps import (
+    AT_LEAST,
+    FEW_STEPS_PLAN,
+    NO_ROOM,
+    SOLVER_OF_FEW,
+    STAYS_OUT,
+    has_room,
+    is_bounded,
+    is_few,
+)
 from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted_plan, fitted_to_levels
@@ -110,7 +119,8 @@ class Speed:
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
         settings = self._by_plan(plan, wanted, given, model, whole_steps, remark)
-        return replace(settings, shortfall=self._bound(whole_steps))
+        said = settings.plan if has_room(whole_steps, self.speed) else f"{settings.plan}{FEW_STEPS_PLAN}"
+        return replace(settings, plan=said, shortfall=self._bound(whole_steps))
 
     def _bound(self, whole_steps: float) -> str:
         """Why a run of so few steps, counted for the whole schedule, does not reach the speed; else empty."""

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from ..run.timing import typical_seconds
 from ..run.trace import Trace
 from .drawing import BACKGROUND, TEXT, as_uint8, fit, font
 from .notice import NO_RAS
@@ -57,6 +58,11 @@ class Run(NamedTuple):
     images: np.ndarray
     trace: Trace
 
+    @property
+    def seconds(self) -> float:
+        """Time of sampling, without what disturbed single steps, as in the trace's measured speed-ups."""
+        return typical_seconds(self.trace.evaluations) or self.trace.seconds
+
 
 def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:
     """Put the first images of three runs, and the difference of the first two, into one wide image, with
@@ -73,12 +79,12 @@ def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:
     first = dense.images[0]
     height, width = _panel_size(*first.shape[:2])
     panels = [
-        (f"without RAS   {dense.trace.n_steps} steps   {dense.trace.seconds:.1f} s", first),
-        (f"with RAS   {ras.trace.seconds:.1f} s", ras.images[0]),
+        (f"without RAS   {dense.trace.n_steps} steps   {dense.seconds:.1f} s", first),
+        (f"with RAS   {ras.seconds:.1f} s", ras.images[0]),
         (f"difference x {DIFFERENCE_GAIN:.0f}", difference(first, ras.images[0])),
     ]
     if fewer is not dense:
-        panels.insert(2, (f"{fewer_title(fewer.trace)}   {fewer.trace.seconds:.1f} s", fewer.images[0]))
+        panels.insert(2, (f"{fewer_title(fewer.trace)}   {fewer.seconds:.1f} s", fewer.images[0]))
     canvas = Image.new("RGB", (len(panels) * (PANEL + MARGIN) + MARGIN, height + 116), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, (title, image) in enumerate(panels):

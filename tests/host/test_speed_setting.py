@@ -29,7 +29,7 @@ from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.host.speed import REPLACED, Speed
 from ras_pack.ras_core.method.family_plans import family_plans
-from ras_pack.ras_core.method.few_steps import AT_LEAST, NO_ROOM, STAYS_OUT
+from ras_pack.ras_core.method.few_steps import AT_LEAST, FEW_STEPS_PLAN, NO_ROOM, STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
@@ -276,6 +276,7 @@ class TestCost:
         _, trace = ras_ksampler(sd3, "2x", steps=steps, sampler_name=sampler)
         assert trace.regional_steps == 0 and trace.n_steps == (steps if sampler == "lms" else steps // 2)
         assert trace.reason == (NO_ROOM if sampler == "lms" else "")
+        assert trace.plan.endswith("all dense" if sampler == "lms" else FEW_STEPS_PLAN)
 
     def test_progress_counts_the_plans_steps(self, sd3, progress):
         _, trace = ras_ksampler(sd3, "3x", sampler_name="dpmpp_2m")

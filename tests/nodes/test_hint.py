@@ -297,6 +297,17 @@ class TestFamily:
         assert family_of_file(name) is None
 
 
+@pytest.mark.parametrize("more", [{}, {"inpainting": "1"}])
+def test_steps_of_a_missing_file_are_unknown(more):
+    """They depend on the model's family."""
+    asked = {"speed": "2x", "steps": "28", **more}
+    assert answer_to({**asked, "file": "not there.safetensors"})["unknown"]
+    for known in ({}, {"family": "sd3", "file": "not there.safetensors"}, {"file": ""}):
+        assert "unknown" not in answer_to({**asked, **known})
+    few = answer_to({**asked, "steps": "4", "file": "not there.safetensors"})
+    assert "unknown" not in few  # RAS stays out of any model
+
+
 @pytest.mark.server
 def test_a_server_answers(server):
     base = server.log.parent / "models" / "diffusion_models"

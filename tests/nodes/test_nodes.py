@@ -393,6 +393,9 @@ class TestCompare:
         (slider,) = result.ui["ras_compare"]
         assert slider["steps"] == {"dense": 8, "ras": 8, "fewer": 6} and slider["accelerated"]
         assert list(slider["seconds"]) == ["dense", "ras", "fewer"] and min(slider["seconds"].values()) > 0
+        if slider["speedup"] is not None:  # unless the computer is busy
+            ratio = slider["seconds"]["dense"] / slider["seconds"]["ras"]
+            assert slider["speedup"] == pytest.approx(ratio)
         expected = _execute(
             nodes["RASKSampler"], model=sd3.build(), **{**sampler_inputs, "steps": 6}, **settings
         )
