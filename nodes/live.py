@@ -46,7 +46,8 @@ JPEG_QUALITY = 90
 SMALL = 1024  # tokens; 512 px with most models
 CLEARLY_LESS = 0.8
 SMALL_IMAGE = (
-    "probably because the image is small: more of each step is work that does not depend on its size"
+    "perhaps the computer was busy, or the image is small, so that more of each step is work that does not "
+    "depend on its size"
 )
 """Said if an image of at most SMALL tokens gained less than CLEARLY_LESS of the expected speed-up."""
 
