@@ -233,6 +233,16 @@ export class ComfyPage {
     });
   }
 
+  /** The height of `window.subgraphNode` on the page, in pixels of the graph. */
+  heightOfSubgraph() {
+    return this.page.evaluate(() => {
+      const node = window.subgraphNode;
+      if (!LiteGraph.vueNodesMode) return node.size[1];
+      const box = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect();
+      return box.height / app.canvas.ds.scale;
+    });
+  }
+
   /** Where the live view is in `window.subgraphNode`: pixels below its last slot, and above its lower edge. */
   panelInSubgraph() {
     return this.page.evaluate(() => {

@@ -570,7 +570,7 @@ async function subgraph(browser, { workflow, sampler }) {
     window.subgraphNode = app.graph.convertToSubgraph(new Set([node])).node;
   }, sampler);
   await page.settle();
-  const before = await page.savedSubgraph();
+  const [before, heightBefore] = [await page.savedSubgraph(), await page.heightOfSubgraph()];
   const end = await (await page.queue()).end();
   const outside = await page.finishedPanel();
   await page.screenshot("subgraph_outside");
@@ -589,7 +589,23 @@ async function subgraph(browser, { workflow, sampler }) {
   const offered = await page.offeredWidgets();
   const placeBack = await page.until(() => page.panelInSubgraph());
   await page.screenshot("subgraph_list");
-  return { end, outside, inside, back, offered, placeBack, before, nested, place, messages: page.messages, problems: page.problems };
+  const height = await page.heightOfSubgraph();
+  await page.page.evaluate(() => {
+    const { subgraph } = window.subgraphNode;
+    const [node] = subgraph.nodes;
+    app.canvas.setGraph(subgraph);
+    subgraph.addInput("speed", "COMBO").connect(node.inputs[node.findInputSlot("speed")], node); // shown outside
+    app.canvas.setGraph(app.graph);
+  });
+  await page.settle(500);
+  await page.page.evaluate(() => (window.subgraphNode.subgraph.nodes[0].mode = 4)); // bypassed
+  const endWithout = await (await page.queue()).end();
+  await page.until(() => page.shownPanels(), (widths) => widths.length === 0);
+  await page.settle(500);
+  await page.screenshot("subgraph_without");
+  const heights = [heightBefore, height, await page.heightOfSubgraph()];
+  const ends = [end, endWithout];
+  return { ends, outside, inside, back, offered, placeBack, before, nested, place, heights, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */

@@ -247,11 +247,13 @@ def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
 
 def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     report = drive("subgraph", **JOB)
-    assert report["end"] == "execution_success"
+    assert report["ends"] == ["execution_success"] * 2
     assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100
     assert report["nested"] == report["before"]
     assert min(report["place"]) > -1  # below the slots and widgets, and inside the node
     assert len(report["back"]) == 1 and min(report["back"]) > 50  # after a look into the subgraph
     assert min(report["placeBack"]) > -1
     assert report["offered"] == ["cuda_graphs"]  # neither the hint nor the live view
+    before, high, without = report["heights"]
+    assert high > before + 100 and without < before + 60  # no empty space after a run without RAS
     assert ours(report["problems"]) == []
