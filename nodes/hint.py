@@ -67,7 +67,8 @@ async def hint(request: web.Request) -> web.Response:
 
 
 def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
-    """The answer to a request.
+    """The answer to a request: what `outlook` returns, and `unknown` if the model's file is missing, because
+    the number of steps depends on the model.
 
     Raises:
         ValueError: a value is missing or invalid.

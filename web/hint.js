@@ -1,6 +1,7 @@
 // Shows a line in RAS Patch Model, RAS KSampler and RAS Compare that estimates, from the plan of the chosen speed, how
-// long a run with RAS will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
-// server takes the plan from these. If RAS Calibrate is connected to the node, its plan is shown once it is saved.
+// long a run with RAS will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model
+// and image size, the server takes the plan from these. If RAS Calibrate is connected to the node, its plan is shown once
+// it is saved.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
