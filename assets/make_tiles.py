@@ -101,8 +101,8 @@ def sampled(workflow: dict[str, Any]) -> tuple[Image.Image, Image.Image]:
     )  # fmt: skip
     settings = dict(zip(names, values("RASKSampler")[0], strict=True))
     settings.pop(None)
-    texts = [encode_prompt(text) for (text,) in values("RASDemoPrompt")]
-    conditionings = [[[context, {"pooled_output": pooled}]] for context, pooled in texts]
+    texts = [*values("RASDemoPrompt")[0], ""]
+    conditionings = [[[context, {"pooled_output": pooled}]] for context, pooled in map(encode_prompt, texts)]
     ((width, height, _),) = values("EmptySD3LatentImage")
     with torch.inference_mode():
         model, vae = load_demo_model(values("RASDemoModel")[0][0])

@@ -50,7 +50,11 @@ class RASDemoModel(CheckedNode):
 
 
 class RASDemoPrompt(CheckedNode):
-    """Takes a text; outputs CONDITIONING for the demo model."""
+    """Takes a text; outputs CONDITIONING for the demo model: of this text, and of an empty one.
+
+    A second node for the negative prompt would have the same text when it is added. Both prompts would be
+    equal then, and guidance would have no effect.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -59,23 +63,30 @@ class RASDemoPrompt(CheckedNode):
             display_name="RAS Demo Prompt",
             category=CATEGORY,
             description="Turns a text of up to 16 words, such as 'noto owl on blue', into CONDITIONING for "
-            "the demo model. For the negative prompt, use a second one and leave its text empty.",
+            "the demo model. Also outputs an empty negative prompt, so one node is enough.",
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,
-                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour. Leave "
-                    "the text empty for the negative prompt.",
+                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The CONDITIONING, for the "
-            "sampler node.")],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The text, for the input positive of "
+                "the sampler node."),
+                io.Conditioning.Output(display_name="negative", tooltip="An empty prompt, for the input "
+                "negative of the sampler node."),
+            ],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         cls.check(text=text)
-        context, pooled = encode_prompt(text)
-        # NextDiT requires an attention mask. The mask is all ones, because the demo models treat the zero
-        # rows after the words as text.
-        mask = torch.ones(context.shape[:2], dtype=torch.long)
-        return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])
+        return io.NodeOutput(_conditioning(text), _conditioning(""))
+
+
+def _conditioning(text: str) -> list:
+    context, pooled = encode_prompt(text)
+    # NextDiT requires an attention mask. The mask is all ones, because the demo models treat the zero rows
+    # after the words as text.
+    mask = torch.ones(context.shape[:2], dtype=torch.long)
+    return [[context, {"pooled_output": pooled, "attention_mask": mask}]]

@@ -119,6 +119,14 @@ class TestWorkflow:
         assert path.stat().st_size < (25_000 if name in TILES else 50_000)
 
 
+@pytest.mark.parametrize("name", DEMOS)
+def test_each_output_of_the_demo_prompt_leads_to_the_input_of_its_name(name):
+    nodes = {node["type"]: node for node in workflow(name)["nodes"]}
+    sources = {each["name"]: each["links"] for each in nodes["RASDemoPrompt"]["outputs"]}
+    inputs = {each["name"]: [each["link"]] for each in nodes["RASKSampler"]["inputs"]}
+    assert sources == {side: inputs[side] for side in ("positive", "negative")}
+
+
 def test_the_first_template_to_take_is_the_first_by_name():
     """Its name is also the title that ComfyUI shows."""
     assert TEMPLATES[0] == DEMOS[0]

@@ -170,7 +170,9 @@ async function downstream(browser, { workflow, sampler }) {
     const from = (name) => old.getInputNode(old.findInputSlot(name));
     from("model").connect(0, patch, "model");
     patch.connect(0, plain, "model");
-    for (const name of ["positive", "negative", "latent_image"]) from(name).connect(0, plain, name);
+    for (const name of ["positive", "negative", "latent_image"]) {
+      from(name).connect(old.getInputLink(old.findInputSlot(name)).origin_slot, plain, name);
+    }
     for (const name of ["seed", "steps"]) {
       const value = old.widgets.find((one) => one.name === name).value;
       plain.widgets.find((one) => one.name === name).value = value;
@@ -201,7 +203,8 @@ async function compare(page) {
     model.connect(0, node, "model");
     model.connect(1, node, "vae");
     for (const name of ["positive", "negative", "latent_image"]) {
-      sampler.getInputNode(sampler.findInputSlot(name)).connect(0, node, name);
+      const slot = sampler.findInputSlot(name);
+      sampler.getInputNode(slot).connect(sampler.getInputLink(slot).origin_slot, node, name);
     }
     for (const type of ["SaveImage", "PreviewImage", "RASMaskPreview", "VAEDecode", "RASTrace", "RASPatchModel", "KSampler"]) {
       app.graph.nodes.filter((other) => other.type === type).forEach((other) => app.graph.remove(other));
@@ -618,7 +621,8 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
     const one = (type) => app.graph.nodes.find((other) => other.type === type);
     const [old, decode, shown] = [one(type), one("VAEDecode"), one("RASMaskPreview")];
     for (const name of ["model", "positive", "negative", "latent_image"]) {
-      old.getInputNode(old.findInputSlot(name)).connect(0, node, name);
+      const slot = old.findInputSlot(name);
+      old.getInputNode(slot).connect(old.getInputLink(slot).origin_slot, node, name);
     }
     decode.getInputNode(1).connect(1, node, "vae");
     node.connect(0, one("SaveImage"), "images");

@@ -10,7 +10,7 @@ import torch
 from comfy.ldm.flux.model import Flux
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
-from ras_pack.nodes.demo import RASDemoModel
+from ras_pack.nodes.demo import RASDemoModel, RASDemoPrompt
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.training.export import save_packed
@@ -34,6 +34,17 @@ def _sample(model, steps: int = 8, size: int = 32) -> torch.Tensor:
         model, comfy.sample.prepare_noise(empty, 7), steps, 3.5, "euler", "simple",
         _conditioning("noto grinning face on blue"), _conditioning(""), empty, disable_pbar=True, seed=7,
     )  # fmt: skip
+
+
+def test_a_prompt_node_as_it_is_added_has_both_prompts_and_they_differ():
+    """With one node for each prompt, both had the text of a new node: guidance had no effect."""
+    (text,) = RASDemoPrompt.GET_SCHEMA().inputs
+    outputs = [output.display_name for output in RASDemoPrompt.GET_SCHEMA().outputs]
+    given = dict(zip(outputs, RASDemoPrompt.execute(text.default).args, strict=True))
+    for name, expected in (("positive", text.default), ("negative", "")):
+        ((context, more),) = given[name]
+        ((wanted, others),) = _conditioning(expected)
+        assert torch.equal(context, wanted) and torch.equal(more["pooled_output"], others["pooled_output"])
 
 
 SHIPPED = [name for name, spec in loader.FAMILIES.items() if (loader.WEIGHTS_DIR / spec.weights).is_file()]

@@ -71,7 +71,7 @@ OUTPUTS = {
     "RASTrace": ["LATENT", "RAS_TRACE"],
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
-    "RASDemoPrompt": ["CONDITIONING"],
+    "RASDemoPrompt": ["CONDITIONING", "CONDITIONING"],
     "RASLuminaNextLoader": ["MODEL", "CLIP", "VAE"],
     "RASCalibrate": ["RAS_PLAN", "IMAGE"],
     "RASScheduler": ["SIGMAS"],
