@@ -161,7 +161,7 @@ def sampler_of_run(sampler: Any, run: RunState, solver: Solver | None = None) ->
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
     if obstacle is not None:
-        logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
+        logger.info("Multirate RAS: errors in skipped regions are not corrected: %s.", obstacle)
         return sampler
     return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
 
@@ -195,12 +195,12 @@ def _correction_obstacle(sampler: Any) -> str | None:
     """Why the multirate integrator cannot replace a sampler; None if it can."""
     name = _name_of(sampler)
     if name not in CORRECTED:
-        return "this sampler has no multirate form"
+        return "this is only possible with the samplers euler and dpmpp_2m"
     is_plain = type(sampler) is comfy.samplers.KSAMPLER
     if not is_plain or sampler.sampler_function is not getattr(sampling, name, None):
         return "another pack replaces this sampler with its own"
     if sampler.extra_options:  # options may add noise, as euler's s_churn does
-        return "this sampler has options that its multirate form does not support"
+        return "this is not possible with the options of this sampler (such as s_churn)"
     return None
 
 

@@ -185,10 +185,10 @@ class Speed:
         # A plan for another sampler can be the best plain one; the run keeps the sampler's name all the same,
         # since only the plan's noise levels and its solver count.
         name = plan_sampler(sampler) or plan.sampler
-        origin = plan.origin if solver in (None, name) else f"{solver} steps, {plan.origin}"
+        taken = name if solver in (None, name) else f"{solver} in place of {name}"
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
-            config, sigmas, _told(plan, given, model), f"{name}, {origin}", solver,
+            config, sigmas, _told(plan, given, model), f"sampler {taken}, {plan.origin}", solver,
             remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
             levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip

@@ -185,8 +185,8 @@ def sample_euler(model, x, sigmas, **others):
     [
         (OwnKSampler(comfy.k_diffusion.sampling.sample_euler), "another pack"),
         (comfy.samplers.KSAMPLER(sample_euler), "another pack"),
-        (comfy.samplers.ksampler("euler", {"s_churn": 1.0}), "has options"),
-        (comfy.samplers.ksampler("heun"), "no multirate form"),
+        (comfy.samplers.ksampler("euler", {"s_churn": 1.0}), "with the options of this sampler"),
+        (comfy.samplers.ksampler("heun"), "only possible with the samplers euler and dpmpp_2m"),
     ],
     ids=["subclass", "same name", "options", "heun"],
 )

@@ -172,7 +172,8 @@ class TestSpeed:
         ksampler(model, sd3)
         line = "2x: 8 steps instead of 16, all dense (inpainting)"
         assert last_trace(model).plan == line
-        assert f"Multirate RAS: {line[:-1]}; euler, ab2 steps, noise levels of the SD3 family)." in info.text
+        origin = "sampler ab2 in place of euler, noise levels of the SD3 family"
+        assert f"Multirate RAS: {line[:-1]}; {origin})." in info.text
         assert not [record for record in info.records if record.levelname == "WARNING"]
 
     def test_plans_without_a_plain_one_lend_their_grid(self, sd3, info):

@@ -305,7 +305,7 @@ class TestLevels:
     def test_the_log_names_the_solver(self, sd3, speed, caplog):
         with caplog.at_level("INFO"):
             ras_ksampler(sd3, speed, sampler_name="dpmpp_2m")
-        assert "(dpmpp_2m, ab2 steps, " in caplog.text
+        assert "(sampler ab2 in place of dpmpp_2m, " in caplog.text
 
     def test_any_scheduler_of_comfyui_makes_way(self, sd3):
         simple, _ = ras_ksampler(sd3, "2x")
@@ -398,7 +398,7 @@ class TestLevels:
         # A run without regional steps is computed by ComfyUI's sampler of this name, if there is one.
         same = sampler if solver == "ab2" else comfy.samplers.sampler_object(solver)
         assert torch.equal(custom(patched, sd3, sampler, sigmas), custom(model, sd3, same, sigmas))
-        assert "(dpmpp_2m, " in info.text and "ab2 steps" not in info.text
+        assert "(sampler dpmpp_2m, " in info.text and "in place of" not in info.text
 
     @pytest.mark.parametrize(
         "change", [lambda x: x * 0.9999, lambda x: x.half().float()], ids=["scaled", "float16"]
@@ -651,12 +651,12 @@ class TestChoice:
         _, trace = ras_ksampler(sd3, "2x", model)
         assert (
             trace.n_steps == OF_FAMILY["2x"]
-            and "(euler, ab2 steps, noise levels of the SD3 family)" in info.text
+            and "(sampler ab2 in place of euler, noise levels of the SD3 family)" in info.text
         )
         save_plans(planned(steps=16), model, (16, 12))
         assert ras_ksampler(sd3, "2x", model)[1].n_steps == 16
         assert ras_ksampler(sd3, "2x", model, planned(steps=18))[1].n_steps == 18
-        assert "(euler, ab2 steps, made for a test)" in info.text
+        assert "(sampler ab2 in place of euler, made for a test)" in info.text
 
     def test_kept_plans_are_those_of_the_runs_size(self, sd3):
         model = sd3.build()
@@ -684,7 +684,7 @@ class TestChoice:
         for _ in range(3):
             ksampler(model, sd3)
         taken = f"Multirate RAS: 2x: {OF_FAMILY['2x']} steps instead of 28, 4 dense, "
-        origin = "\\(euler, ab2 steps, noise levels of the SD3 family\\)"
+        origin = "\\(sampler ab2 in place of euler, noise levels of the SD3 family\\)"
         assert len(re.findall(f"{taken}.* {origin}", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)
 
@@ -764,7 +764,7 @@ class TestChoice:
 
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
-        assert "is kept on the device, with forecasts" in info.text
+        assert "is kept on the device and extrapolated (kv_cache forecast)" in info.text
 
     def test_settings_without_effect_are_named(self, sd3, info):
         text = "these settings have no effect"

@@ -304,7 +304,7 @@ class TestAutoWithCorrections:
         with caplog.at_level("INFO"):
             _, trace = sample_ras(family.build(), family, family.noise(), self.SETTINGS, sampler=sampler)
         assert seen["choices"] == ["forecast"] and not trace.notes and trace.regional_steps == 8
-        assert caplog.text.count("is kept on the device, with forecasts") == 1
+        assert caplog.text.count("is kept on the device and extrapolated (kv_cache forecast)") == 1
 
     def test_the_multirate_sampler_itself_corrects(self, sd3):
         config = RASConfig()
