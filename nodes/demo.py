@@ -67,7 +67,8 @@ class RASDemoPrompt(CheckedNode):
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,
-                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour.",
+                    tooltip="A style (noto, classic, fluent, twemoji, 3d), an object, and a background "
+                    "colour.",
                 ),
             ],
             outputs=[

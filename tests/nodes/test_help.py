@@ -223,6 +223,25 @@ def _sd3_medium():
     return adapters.adapter_for(network).cost_profile(network)
 
 
+def lists_of_styles() -> dict[str, str]:
+    """Each text that tells the user the styles of the demo models, by where it is."""
+    named = {name: locale(name)["RASDemoPrompt"]["inputs"]["text"]["tooltip"] for name in LOCALES}
+    pages = [ROOT / "docs" / "nodes.md", DOCS / "RASDemoPrompt.md", *(DOCS / "RASDemoPrompt").iterdir()]
+    texts = {str(path): path.read_text(encoding="utf-8") for path in pages}
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        texts[str(path)] = path.read_text(encoding="utf-8")
+    return named | {name: text for name, text in texts.items() if "twemoji" in text}
+
+
+def test_all_styles_of_the_demo_models_are_listed():
+    """As in the model card, without `clipart`, which is a style of the model flux only."""
+    card = (ROOT / "demo" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    styles = re.findall(r"`(\w+)`", re.search(r"^- Styles: (.+);", card, re.MULTILINE)[1])
+    lists = lists_of_styles()
+    assert len(lists) == 12 and "classic" in styles
+    assert [(name, style) for name, text in lists.items() for style in styles if style not in text] == []
+
+
 class TestLocales:
     def test_there_are_only_files_that_comfyui_reads(self):
         known = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
