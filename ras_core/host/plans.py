@@ -133,6 +133,9 @@ def made_levels(model: ModelPatcher, plan: Plan) -> tuple[float, ...]:
 def planned_sigmas(plan: Plan, given: Tensor, model: ModelPatcher) -> Tensor:
     """The plan's noise levels, which replace those of a run, `given`. The result has the dtype and the
     device of `given`, and exactly its first and last value.
+
+    Unlike `levels_of`, it uses FINE_LEVELS for even grids too: plans were measured on these levels, and no
+    run has to recognise them.
     """
     levels = plan.levels_of_part(simple_levels(model, FINE_LEVELS), given.tolist())
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
