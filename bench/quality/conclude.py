@@ -9,11 +9,10 @@ from ...ras_core.errors import RASError
 from ..common.plotting import pyplot
 from ..common.progress import say
 from .cells import cell_from
-from .front import pareto
 from .grids import stack_strips
 from .plan_report import plan_tables
 from .plots import front_plot, rival_plot
-from .report import Row, baselines, curves, points, report
+from .report import Row, baselines, curves, front_of, report
 from .rivals import rival_tables
 from .table import Table
 
@@ -57,7 +56,7 @@ def _grid(rows: Sequence[Row], family: str, out: Path) -> None:
     groups = curves(rows, family)
     strips = []
     for name in [*baselines(groups), *(n for n in groups if groups[n][0]["method"] != "dense")]:
-        front = set(pareto(points(groups[name])))
+        front = set(front_of(groups[name]))
         for row in sorted(groups[name], key=lambda row: row["cost_sd3"]):
             if (row["cost_sd3"], row["psnr"]) in front:
                 label = f"{cell_from(row).label}   {row['cost_sd3']:.2f}x   {row['psnr']:.1f} dB"

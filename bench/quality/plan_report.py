@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...ras_core.method.plan import PLAN_SPEEDS
-from .front import at_log_cost, pareto, time_to_equal_quality
-from .report import Row, points
+from .front import at_log_cost, time_to_equal_quality
+from .report import Row, front_of
 from .sigma_grids import kind_of
 from .table import markdown
 
@@ -92,7 +92,7 @@ def _psnr(rows: Sequence[Row], family: str, kind: Kind, speed: float) -> str:
         plan = _plan(rows, family, speed)
         return "–" if plan is None else f"{plan['psnr']:.1f}"
     # A cell may miss its speed by rounding.
-    found = at_log_cost(pareto(points(_of(rows, family, kind))), speed / (1 + ROUNDING))
+    found = at_log_cost(front_of(_of(rows, family, kind)), speed / (1 + ROUNDING))
     return "–" if found is None else f"{found:.1f}"
 
 
@@ -101,7 +101,7 @@ def _time(rows: Sequence[Row], family: str, kind: Kind, speed: float) -> str:
     if plan is None:
         return "–"
     cost = plan["cost_sd3"]
-    rivals = pareto(points(_of(rows, family, kind)))
+    rivals = front_of(_of(rows, family, kind))
     ratio = time_to_equal_quality([(cost, plan["psnr"])], rivals, cost)
     return "–" if ratio is None else f"{ratio.bound}{ratio.value:.2f}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..common.plotting import pyplot
 from .front import pareto
-from .report import Row, curves, points
+from .report import Row, curves, front_of, points
 from .rivals import NAMES, sides
 
 MARKS = {
@@ -79,7 +79,7 @@ def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
     lines = {"ours": ("RAS", "tab:red", "-"), "theirs": ("best of all baselines", "navy", "-")}
     lines["bound"] = ("exact K/V (not achievable)", "tab:pink", "--")
     for side, (label, colour, style) in lines.items():
-        if line := pareto(points(groups[side])):
+        if line := front_of(groups[side]):
             ax.plot(*zip(*line, strict=True), style, color=colour, marker=".", label=label)
     ax.set_xscale("log")
     ax.set_xlim(1.3, 4.2)

@@ -115,6 +115,11 @@ def points(rows: Sequence[Row], figure: str = "psnr") -> list[Point]:
     return [(row["cost_sd3"], row[figure]) for row in rows if row[figure] is not None]
 
 
+def front_of(rows: Sequence[Row]) -> list[Point]:
+    """The Pareto front of these rows: PSNR against cost reduction."""
+    return pareto(points(rows))
+
+
 def baselines(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """The curves whose cells are dense runs with fewer steps."""
     return {name: rows for name, rows in groups.items() if rows[0]["method"] == "dense"}
@@ -124,8 +129,8 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
     """The comparison with the fewer-steps baselines at each cost reduction in TARGETS."""
     groups = curves(rows, family)
     dense, ours = baselines(groups), _ours(groups)
-    fronts = {name: pareto(points(each)) for name, each in dense.items()}
-    front, found = pareto(points(ours)), []
+    fronts = {name: front_of(each) for name, each in dense.items()}
+    front, found = front_of(ours), []
     for cost, wanted in TARGETS.items():
         best = best_at_cost(fronts, cost)
         name, quality = best if best else ("", None)
@@ -153,11 +158,11 @@ def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
     Each line has: cost reduction, the other method, its PSNR, the gain of multirate, the required gain.
     """
     groups = curves(rows, family)
-    front = pareto(points(_ours(groups)))
+    front = front_of(_ours(groups))
     lines = []
     for cost in OTHER_COSTS:
         for name, wanted in OTHER_TARGETS.items():
-            ours, theirs = at_cost(front, cost), at_cost(pareto(points(groups.get(name, []))), cost)
+            ours, theirs = at_cost(front, cost), at_cost(front_of(groups.get(name, [])), cost)
             gain = None if ours is None or theirs is None else ours - theirs
             lines.append([f"{cost:g}x", name, theirs, gain, wanted])
     return lines
@@ -198,7 +203,7 @@ def _gain_table(rows: Sequence[Row], family: str) -> str:
 def _front_table(rows: Sequence[Row], family: str) -> str:
     lines = []
     for name, cells in sorted(curves(rows, family).items()):
-        front = set(pareto(points(cells)))
+        front = set(front_of(cells))
         for row in sorted(cells, key=lambda row: row["cost_sd3"]):
             mark = "*" if (row["cost_sd3"], row["psnr"]) in front else ""
             figures = [
@@ -252,7 +257,7 @@ def _along(rows: Sequence[Row], cost: float, figure: str) -> float | None:
     The value is None at cost reductions beyond the end of the front, or if a cell of the front lacks this
     figure.
     """
-    front = set(pareto(points(rows)))
+    front = set(front_of(rows))
     cells = sorted((row for row in rows if (row["cost_sd3"], row["psnr"]) in front), key=_cost)
     if not cells or any(row[figure] is None for row in cells):
         return None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cells import cell_from
-from .front import Point, Ratio, at_log_cost, pareto, time_to_equal_quality
-from .report import OURS, Row, curves, points, series_of
+from .front import Ratio, at_log_cost, time_to_equal_quality
+from .report import OURS, Row, curves, front_of, series_of
 from .table import markdown
 
 COSTS = (1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
@@ -91,7 +91,7 @@ def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
 def standings(rows: Sequence[Row], family: str, costs: Sequence[float] = COSTS) -> list[Standing]:
     """RAS compared with the best baseline at each of these cost reductions."""
     groups = sides(rows, family)
-    ours, theirs, bound = (_front(groups[name]) for name in ("ours", "theirs", "bound"))
+    ours, theirs, bound = (front_of(groups[name]) for name in ("ours", "theirs", "bound"))
     return [
         Standing(
             cost, at_log_cost(ours, cost), at_log_cost(theirs, cost), at_log_cost(bound, cost),
@@ -129,15 +129,11 @@ def _line(standing: Standing) -> list:
 def _kind_lines(rows: Sequence[Row], family: str) -> list[list]:
     lines = []
     for name, cells in curves(rows, family).items():
-        front = _front(cells)
+        front = front_of(cells)
         lines.append([NAMES.get(name, name), *(at_log_cost(front, cost) for cost in COSTS)])
     return sorted(
         lines, key=lambda line: list(NAMES.values()).index(line[0]) if line[0] in NAMES.values() else 99
     )
-
-
-def _front(rows: Sequence[Row]) -> list[Point]:
-    return pareto(points(rows))
 
 
 def _cheap_best(rows: Sequence[Row], cost: float) -> Row | None:

@@ -15,10 +15,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..quality.cells import Cell, dense_cells
-from ..quality.front import at_cost, pareto
+from ..quality.front import at_cost
 from ..quality.options import Options
 from ..quality.plots import line_plot
-from ..quality.report import points
+from ..quality.report import front_of
 from .common import is_small, measured, publish
 
 STEPS = 28
@@ -47,7 +47,7 @@ def run(family: str, options: Options, out: Path) -> str:
     small = is_small(options)
     own, fewer = cells(family, small), dense_cells(family, ("dpmpp_2m",), SMALL_FEWER if small else FEWER)
     rows = measured([*own, *fewer], options, out)
-    front = pareto(points(rows[len(own) :]))
+    front = front_of(rows[len(own) :])
     lines, curves = [], {}
     for cell, row in zip(own, rows[: len(own)], strict=True):
         lines.append(
