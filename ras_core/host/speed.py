@@ -22,11 +22,11 @@ from ..method.family_plans import even_steps_below
 from ..method.few_steps import (
     AT_LEAST,
     FEW_STEPS_PLAN,
+    LEAST_STEPS,
     NO_ROOM,
     SOLVER_OF_FEW,
     STAYS_OUT,
     has_room,
-    is_bounded,
     is_few,
 )
 from ..method.plan import Plan, described
@@ -124,7 +124,7 @@ class Speed:
 
     def _bound(self, whole_steps: float) -> str:
         """Why a run of so few steps, counted for the whole schedule, does not reach the speed; else empty."""
-        return AT_LEAST if is_bounded(whole_steps, self.speed) else ""
+        return AT_LEAST if whole_steps / LEAST_STEPS < self._factor * (1 - NEAR) else ""
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
