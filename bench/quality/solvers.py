@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ras_core.method.integrator import GRADUAL
+from ...ras_core.method.integrator import GRADUAL, LAST_WEIGHT
 
 
 def weight_of(ratio: float) -> float:
@@ -28,13 +28,15 @@ def sample_ab2(
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
     weigh: Callable[[float], float] = weight_of,
+    last: float = LAST_WEIGHT,
 ) -> Tensor:
     """Second-order Adams-Bashforth method with bounded extrapolation (`adams_step` of ras_core), in which all
     tokens are evaluated at each step.
 
     The velocity of the latent x is v = (x - D) / sigma, where D is the denoised estimate. A step leads from x
     to x' = x + h (v + w (v - v_before) / 2). Here h is the change of sigma in this step, v_before the
-    velocity at the previous step, and w the weight that `weigh` gives. The first step is an Euler step.
+    velocity at the previous step, and w the weight that `weigh` gives, multiplied by `last` in the step to
+    noise level 0. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
@@ -45,6 +47,7 @@ def sample_ab2(
             to sigma in this sampler) and denoised (D).
         disable: ignored, since there is no progress bar.
         weigh: function from the length of a step, divided by that of the step before, to the weight w.
+        last: factor of w in the step to noise level 0.
     """
     levels = sigmas.tolist()
     ones = x.new_ones([x.shape[0]])
@@ -56,13 +59,15 @@ def sample_ab2(
         velocity, step = (x - denoised) / level, following - level
         slope = velocity
         if before is not None:
-            slope = velocity + (velocity - before[0]) * (weigh(step / before[1]) / 2)
+            weight = weigh(step / before[1]) * (last if following == 0 else 1.0)
+            slope = velocity + (velocity - before[0]) * (weight / 2)
         x, before = x + step * slope, (velocity, step)
     return x
 
 
-sample_unbounded_ab2 = partial(sample_ab2, weigh=lambda ratio: ratio)
-"""The usual second-order Adams-Bashforth method: the weight is the ratio of the lengths, however large."""
+sample_unbounded_ab2 = partial(sample_ab2, weigh=lambda ratio: ratio, last=1.0)
+"""The usual second-order Adams-Bashforth method: the weight is the ratio of the lengths, however large, in
+the last step too."""
 
 OWN_SAMPLERS = {"ab2": sample_ab2, "ab2_unbounded": sample_unbounded_ab2}
 """By name in cells: samplers that ComfyUI does not have."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..config import MIN_RATIO
 from .editing import alternating_edit, alternating_edit_of, uses_outdated
 from .plan import MIN_DENSE, Plan
-from .plan_candidates import DENSE_PART, shares_for
+from .plan_candidates import DENSE_END, DENSE_PART, shares_for
 from .regional_cost import (
     LARGEST_COST,
     LEAST_FITTED,
@@ -79,10 +79,10 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
     of the run equals the budget.
 
     In two cases, the result has another form. First, the share would have to be below LEAST_FITTED, for
-    example because the text has many rows: then only the first steps are dense, and each of the others has a
-    share of about USUAL_SHARE. Second, regional steps leave out the rows of reference images (`editing`).
-    The result is None if no share up to MAX_SHARE, and in the first of these forms from LEAST_FITTED on,
-    meets the budget, or if regional steps save too little.
+    example because the text has many rows: then only the first steps and the last DENSE_END are dense, and
+    each of the others has a share of about USUAL_SHARE. Second, regional steps leave out the rows of
+    reference images (`editing`). The result is None if no share up to MAX_SHARE, and in the first of these
+    forms from LEAST_FITTED on, meets the budget, or if regional steps save too little.
 
     Args:
         shares: token shares of a plan for another run: dense steps and at least one regional step; all
@@ -97,7 +97,7 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         return _with_share(shares, share_of(each, cost))
     if each > cost(MAX_SHARE) or cost(USUAL_SHARE) > LARGEST_COST:
         return None
-    other = shares_for(budget, USUAL_SHARE, DENSE_PART, cost)
+    other = shares_for(budget, USUAL_SHARE, DENSE_PART, cost, DENSE_END)
     return other if other and min(other) >= LEAST_FITTED else None
 
 

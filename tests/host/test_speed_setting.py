@@ -245,7 +245,7 @@ class TestCost:
 
     def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
         flux = FAMILIES["flux"]
-        for rows, expected in ((4, (17, 7, ())), (20, (16, 10, ())), (80, (14, 0, ()))):
+        for rows, expected in ((4, (17, 7, ())), (20, (16, 9, ())), (80, (14, 0, ()))):
             text = {"positive": flux.conditioning(1, rows=rows), "negative": flux.conditioning(2, rows=rows)}
             _, trace = ras_ksampler(flux, "2x", flux.build(), sampler_name="dpmpp_2m", **text)
             assert (trace.n_steps, trace.regional_steps, trace.notes) == expected
@@ -693,7 +693,7 @@ class TestChoice:
         model = ras_model(sd3, "2x")
         for _ in range(3):
             ksampler(model, sd3)
-        taken = f"Multirate RAS: 2x: {OF_FAMILY['2x']} steps instead of 28, 4 dense, "
+        taken = f"Multirate RAS: 2x: {OF_FAMILY['2x']} steps instead of 28, 5 dense, "
         origin = "\\(sampler ab2 in place of euler, noise levels of the SD3 family\\)"
         assert len(re.findall(f"{taken}.* {origin}", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)

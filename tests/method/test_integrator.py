@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from ras_pack.ras_core.method.integrator import (
+    LAST_WEIGHT,
     SOLVERS,
     History,
     adams_step,
@@ -189,6 +190,13 @@ class TestByHand:
     def test_adams_step_without_an_evaluation_before(self):
         x = adams_step(History.empty(self.X), self.X, self.D, -math.log(2.0), 0.0)
         assert x.item() == pytest.approx(3 - 1)
+
+    def test_the_last_adams_step_extrapolates_half_as_far(self):
+        """A step from sigma 2 to 0, twice as long as the one before: the weight is 0.75, and half of it."""
+        at = torch.full((1, 1, 1, 1), -math.log(3.0))
+        history = History(3 * self.D, self.D, 9 * self.D, at, torch.full_like(at, -math.inf))
+        x = adams_step(history, self.X, self.D, -math.log(2.0), math.inf)
+        assert LAST_WEIGHT == 0.5 and x.item() == pytest.approx(3 - 2 * (1 + 0.5 * 0.75 * (1 - 2) / 2))
 
     def test_adams_weight(self):
         ratios = torch.tensor([0.0, 0.5, 1.0, 1.5, 3.0, math.inf, -1.0, -50.0, -math.inf, math.nan])

@@ -130,12 +130,12 @@ class TestJSON:
 
 class TestChoice:
     def test_the_plan_with_the_highest_closeness_at_a_speed(self):
-        near, far = plan(closeness=31.0, sampler="euler"), plan(closeness=28.0)
+        near, far = plan(closeness=32.0, sampler="euler"), plan(closeness=28.0)
         plans = PlanSet((far, near, plan("3x", 9, closeness=40.0)))
         assert plans.best("2x") == near
         assert plans.best("2x", "dpmpp_2m") == far
 
-    @pytest.mark.parametrize(("gain", "takes_other"), [(1.9, False), (2.1, True), (-1.0, False)])
+    @pytest.mark.parametrize(("gain", "takes_other"), [(2.9, False), (3.1, True), (-1.0, False)])
     def test_the_expected_plan_is_taken_unless_another_is_clearly_closer(self, gain, takes_other):
         plans = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
         assert PlanSet(plans).best("2x") == plans[takes_other]
@@ -181,6 +181,13 @@ class TestCandidates:
     def test_the_share_is_adjusted_to_the_budget(self):
         # 4 of 10 are dense; a cost of 6 is left for regional steps of about 0.7: nine of 2/3.
         assert shares_for(10, 0.7, 0.4, lambda share: share) == (1.0,) * 4 + (0.6667,) * 9
+
+    def test_the_last_step_may_be_dense(self):
+        assert shares_for(10, 0.7, 0.4, lambda share: share, end=1) == (1.0,) * 4 + (0.7143,) * 7 + (1.0,)
+
+    def test_regional_steps_that_follow_each_other_end_with_a_dense_one(self):
+        *constant, other = candidates(14, lambda share: share)
+        assert [shares[-1] for shares in constant] == [1.0, 1.0] and other[-1] < 1
 
     def test_no_regional_plans_if_regional_steps_save_nothing(self):
         assert candidates(9, lambda share: 0.97) == []
