@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
+import { isNodes2, roomOf } from "./panel_room.js";
 import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { unlist } from "./unlisted.js";
@@ -167,28 +168,11 @@ export class LivePanel {
     this.widget.serialize = false; // not part of a saved workflow
     unlist(this.widget);
     keepOutOfFile(node);
-    mounted.set(node, this);
-    this.heightBefore = node.size[1];
-    if (!isNodes2() && !node.widgets.includes(this.widget)) this.addBelow();
+    this.isBelow = !isNodes2() && !node.widgets.includes(this.widget);
+    this.room = roomOf(node);
+    this.room.add(this);
+    if (this.isBelow) this.room.extendLayout();
     this.fit();
-  }
-
-  /** In the classic canvas, a subgraph node lays out the widgets of its inputs only: adds the panel below them. */
-  addBelow() {
-    const { node } = this;
-    this.sizeWithout = node.computeSize;
-    node.computeSize = (...args) => {
-      const size = this.sizeWithout.apply(node, args); // may be node.size itself
-      Object.assign(this.widget, { y: size[1], computedHeight: this.height() });
-      size[1] += this.height();
-      return size;
-    };
-  }
-
-  /** The height that the panel has added to the node. */
-  get growth() {
-    const { node, heightBefore } = this;
-    return Math.max(isNodes2() ? node.size[1] - heightBefore : this.grown, 0);
   }
 
   /** Removes a preview that a run without RAS has left in the node, but no output images. */
@@ -216,23 +200,20 @@ export class LivePanel {
 
   /** Makes the node large enough for the image; a node that is already larger keeps its size. */
   fit() {
-    const { node } = this;
     const [rows, columns] = this.run.latent;
     this.element.style.setProperty("--ratio", rows / columns);
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
-    const height = Math.max(node.size[1], node.computeSize()[1]);
-    this.grown = (this.grown ?? 0) + height - node.size[1];
-    node.setSize([node.size[0], height]);
-    node.graph?.setDirtyCanvas(true, true);
+    this.room.fit();
+    this.node.graph?.setDirtyCanvas(true, true);
   }
 
   /**
    * Shows the panel in a graph that the user has opened again. By then, ComfyUI has turned off the widgets that the
-   * graph's nodes do not list, among them those of addBelow, and Nodes 2.0 has created the nodes' elements anew.
+   * graph's nodes do not list, among them the panels below them, and Nodes 2.0 has created the nodes' elements anew.
    */
   reappear() {
     if (!this.isOpen) return;
-    if (this.sizeWithout) this.register?.();
+    if (this.isBelow) this.register?.();
     this.place();
   }
 
@@ -259,22 +240,14 @@ export class LivePanel {
     this.resized.disconnect();
     this.timeline.remove();
     this.element.remove();
-    mounted.delete(node);
-    const height = node.size[1] - this.growth;
-    if (this.sizeWithout) {
-      delete node.computeSize;
-      this.widget.onRemove?.();
-    } else {
-      if (!node.widgets?.includes(this.widget)) return;
-      node.removeWidget(this.widget);
-    }
-    node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
+    if (node.widgets?.includes(this.widget)) node.removeWidget(this.widget);
+    else this.widget.onRemove?.();
+    this.room.remove(this);
     node.graph?.setDirtyCanvas(true, true);
   }
 }
 
 const cleanNodes = new WeakSet();
-const mounted = new WeakMap(); // node -> its panel
 
 /**
  * Keeps the panel out of saved workflows: a node is saved with the height that it has without the panel. A subgraph
@@ -288,14 +261,9 @@ function keepOutOfFile(node) {
     const answer = onSerialize?.apply(this, arguments);
     const names = saved.properties?.proxyWidgets;
     if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
-    const panel = mounted.get(node);
-    if (panel) saved.size = [saved.size[0], saved.size[1] - panel.growth];
+    saved.size = [saved.size[0], saved.size[1] - roomOf(node).growth];
     return answer;
   };
-}
-
-function isNodes2() {
-  return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
 /** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
