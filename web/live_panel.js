@@ -12,13 +12,19 @@ const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
 const BELOW_IMAGE = 54; // the timeline, and the gaps between it, the image and the texts
 const TEXT_HEIGHT = 32; // of two lines, the least
+const HEADING_HEIGHT = 20; // with the gap to the image
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
 
 export class LivePanel {
-  constructor(node) {
+  /**
+   * @param node the node that shows the panel: a sampler, or a subgraph's node that contains it
+   * @param inside the nodes from there to the sampler, in a subgraph's node
+   */
+  constructor(node, inside = []) {
     this.node = node;
+    this.inside = inside;
     this.build();
     this.start({ latent: [1, 1], grid: [1, 1], patch: [1, 1], steps: 0 });
     this.mount();
@@ -35,6 +41,7 @@ export class LivePanel {
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
+    this.room?.entitle(); // the user may have renamed the sampler
     this.say(this.numbered(translated(message.plan) || say("legend")));
   }
 
@@ -137,6 +144,8 @@ export class LivePanel {
   build() {
     this.element = document.createElement("div");
     this.element.className = "multirate-ras-live";
+    this.heading = document.createElement("div");
+    this.heading.className = "multirate-ras-title";
     this.canvas = document.createElement("canvas");
     this.canvas.setAttribute("role", "img");
     this.caption = document.createElement("div");
@@ -144,7 +153,7 @@ export class LivePanel {
     this.headline = document.createElement("div");
     this.headline.className = "multirate-ras-headline";
     this.timeline = new Timeline((index) => this.choose(index));
-    this.element.append(this.canvas, this.caption, this.timeline.element, this.headline);
+    this.element.append(this.heading, this.canvas, this.caption, this.timeline.element, this.headline);
     this.textHeight = TEXT_HEIGHT;
     this.resized = new ResizeObserver(() => this.makeRoom());
     [this.caption, this.headline].forEach((text) => this.resized.observe(text));
@@ -186,8 +195,27 @@ export class LivePanel {
 
   height() {
     const [height, width] = this.run.latent;
-    const image = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
-    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+    const image = Math.round(Math.min((this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width), MAX_IMAGE_HEIGHT));
+    const heading = this.heading.textContent ? HEADING_HEIGHT : 0;
+    return heading + image + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+  }
+
+  /** The sampler's title. */
+  get title() {
+    const { title, type } = this.inside.at(-1) ?? this.node;
+    return title || type;
+  }
+
+  /** The sampler's id in the node, such as "5", or "12:5" in another subgraph. */
+  get id() {
+    return this.inside.map(({ id }) => id).join(":");
+  }
+
+  /** Shows a title above the image, or none if it is empty. */
+  entitle(text) {
+    if (this.heading.textContent === text) return;
+    this.heading.textContent = this.heading.title = text;
+    this.fit();
   }
 
   /** Makes the panel taller if its texts take more lines; it stays so, lest the node changes with each run. */

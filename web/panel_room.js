@@ -1,5 +1,5 @@
 // The room that live views have in a node: how much height they add to it. A subgraph's node shows the views of all the
-// samplers inside, so each of them can come and go while others stay.
+// samplers inside, so each of them can come and go while others stay; if there are several, they have titles.
 
 const rooms = new WeakMap(); // node -> its Room
 
@@ -20,18 +20,35 @@ class Room {
   add(panel) {
     if (!this.panels.size) Object.assign(this, { heightBefore: this.node.size[1], grown: 0 });
     this.panels.add(panel);
+    this.entitle();
   }
 
   /** Takes a panel out, whose widget is already removed, and gives its height back. */
   remove(panel) {
     const { node } = this;
-    const given = this.panels.size > 1 ? Math.min(this.growth, panel.height()) : this.growth;
+    const { growth, height: all } = this;
     this.panels.delete(panel);
+    this.entitle();
+    const given = this.panels.size ? Math.min(growth, all - this.height) : growth;
     const height = node.size[1] - given;
     this.grown = Math.max(this.grown - given, 0);
     if (!this.below.length) this.restoreLayout();
     // In Nodes 2.0, this also ends the least height that an element has if it was made while the view was there.
     node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
+  }
+
+  /** Tells which sampler each panel belongs to, if there are several. */
+  entitle() {
+    const panels = [...this.panels];
+    for (const panel of panels) {
+      const isUnique = panels.every((one) => one === panel || one.title !== panel.title);
+      panel.entitle(panels.length < 2 ? "" : isUnique ? panel.title : `${panel.title} #${panel.id}`);
+    }
+  }
+
+  /** The height of all panels. */
+  get height() {
+    return [...this.panels].reduce((sum, panel) => sum + panel.height(), 0);
   }
 
   /** The height that the panels have added to the node. Nodes 2.0 makes a node as high as what is in it. */

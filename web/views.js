@@ -142,7 +142,7 @@ export function dropRunning() {
 /** The panels of one run. */
 class View {
   constructor(nodes) {
-    this.panels = nodes.map((node) => new LivePanel(node));
+    this.panels = nodes.map((node, i) => new LivePanel(node, nodes.slice(i + 1)));
     this.wasPatched = isPatched(this.node); // not if the link is invisible, as through nodes that set and get values
   }
 

@@ -22,6 +22,11 @@ def test_its_node_shows_both_views_one_below_the_other(report):
     assert report["after"]["height"] > report["before"]["height"] + 200
 
 
+def test_each_view_has_the_title_of_its_sampler_but_none_in_the_sampler_itself(report):
+    assert [panel["title"] for panel in report["panels"]] == ["KSampler", "Second pass"]
+    assert [panel["title"] for panel in report["inside"]] == ["", ""]
+
+
 def test_it_has_its_former_height_after_a_run_without_ras(report):
     assert report["without"]["height"] < report["before"]["height"] + 20
 

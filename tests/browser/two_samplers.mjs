@@ -12,17 +12,17 @@ export async function twoSamplers(browser, { workflow, sampler }) {
   const before = await measure(page);
   const ends = [await runAgain(page)];
   const isOver = (panels) => panels.length === 2 && panels.every((one) => one.isOver);
-  const panels = await page.until(() => panelsOutside(page), isOver);
+  const panels = await page.until(() => panelsOnPage(page), isOver);
   await page.screenshot("two_samplers");
   const after = await measure(page);
-  await bypassInside(page);
+  const inside = await bypassInside(page);
   ends.push(await runAgain(page));
   await page.until(() => page.shownPanels(), (widths) => widths.length === 0);
   await page.settle(500);
   await page.screenshot("two_samplers_without");
   const without = await measure(page);
   await page.setting("Comfy.Execution.PreviewMethod", "default");
-  return { ends, before, panels, after, without, problems: page.problems };
+  return { ends, before, panels, inside, after, without, problems: page.problems };
 }
 
 /** In the page: puts RAS Patch Model and two samplers in the place of the given one, and these in a subgraph. */
@@ -58,16 +58,21 @@ function replace(type) {
   app.canvas.centerOnNode(window.subgraphNode);
 }
 
-/** Bypasses RAS Patch Model as a user does: in the opened subgraph. */
+/** Bypasses RAS Patch Model as a user does, in the opened subgraph; returns the live views there. */
 async function bypassInside(page) {
-  await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
-  await page.settle(1000);
+  await page.page.evaluate(() => {
+    app.canvas.setGraph(window.subgraphNode.subgraph);
+    app.canvas.centerOnNode(window.patchNode);
+  });
+  const panels = await page.until(() => panelsOnPage(page), (found) => found.length === 2);
+  await page.screenshot("two_samplers_inside");
   await page.page.evaluate(() => {
     window.patchNode.mode = 4;
     app.canvas.setGraph(app.graph);
     app.canvas.centerOnNode(window.subgraphNode);
   });
   await page.settle(1000);
+  return panels;
 }
 
 async function runAgain(page) {
@@ -86,12 +91,13 @@ async function measure(page) {
 }
 
 /** The live views that the user sees, from the top. */
-function panelsOutside(page) {
+function panelsOnPage(page) {
   return page.page.evaluate(() => {
     const shown = [...document.querySelectorAll(".multirate-ras-live")].filter((one) => one.checkVisibility());
     const panels = shown.map((one) => {
       const { top, bottom } = one.getBoundingClientRect();
-      return { top, bottom, isOver: !one.querySelector("input").disabled };
+      const title = one.querySelector(".multirate-ras-title")?.textContent;
+      return { top, bottom, title, isOver: !one.querySelector("input").disabled };
     });
     return panels.sort((a, b) => a.top - b.top);
   });
