@@ -134,7 +134,8 @@ class Hint {
   showOutside() {
     const hosts = this.node.graph ? hostsOf(this.node) : [];
     for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
-    for (const host of hosts) showAt(host, this.short ?? "");
+    const tooltip = this.short ? `${this.element.textContent}\n${this.element.title}` : "";
+    for (const host of hosts) showAt(host, this.short ?? "", tooltip);
     this.hosts = hosts;
   }
 
@@ -159,9 +160,9 @@ class Hint {
   show(asked, text, tooltip = "", short = "") {
     this.asked = asked;
     this.short = short;
-    this.showOutside();
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.title = tooltip;
+    this.showOutside();
   }
 }
 
@@ -334,6 +335,7 @@ function addStyle() {
   const style = document.createElement("style");
   style.textContent =
     ".multirate-ras-hint { overflow: hidden; padding: 0 4px; color: var(--descrip-text, #999);" +
-    " font: 12px/17px Inter, Arial, sans-serif; }";
+    " font: 12px/17px Inter, Arial, sans-serif; }" +
+    ".multirate-ras-outside { margin: 0 8px; }"; // as far in as the widgets of Nodes 2.0
   document.head.append(style);
 }

@@ -33,3 +33,8 @@ def test_it_has_its_former_height_after_a_run_without_ras(report):
 
 def test_a_workflow_is_saved_without_the_height_of_the_views(report):
     assert report["after"]["saved"] == pytest.approx(report["before"]["saved"], abs=20)
+
+
+def test_the_estimate_is_no_wider_than_the_node(report):
+    (left, right), (first, last) = report["boxes"]
+    assert report["estimate"] and first <= left < right <= last

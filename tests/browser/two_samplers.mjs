@@ -9,7 +9,8 @@ export async function twoSamplers(browser, { workflow, sampler }) {
   await prepare(page, workflow, sampler);
   await page.page.evaluate(replace, sampler);
   await page.settle(500);
-  const before = await measure(page);
+  const estimate = await page.until(() => page.estimateOutside(), Boolean);
+  const [before, boxes] = [await measure(page), await page.until(() => boxOfEstimate(page))];
   const ends = [await runAgain(page)];
   const isOver = (panels) => panels.length === 2 && panels.every((one) => one.isOver);
   const panels = await page.until(() => panelsOnPage(page), isOver);
@@ -22,7 +23,7 @@ export async function twoSamplers(browser, { workflow, sampler }) {
   await page.screenshot("two_samplers_without");
   const without = await measure(page);
   await page.setting("Comfy.Execution.PreviewMethod", "default");
-  return { ends, before, panels, inside, after, without, problems: page.problems };
+  return { ends, estimate, boxes, before, panels, inside, after, without, problems: page.problems };
 }
 
 /** In the page: puts RAS Patch Model and two samplers in the place of the given one, and these in a subgraph. */
@@ -100,5 +101,20 @@ function panelsOnPage(page) {
       return { top, bottom, title, isOver: !one.querySelector("input").disabled };
     });
     return panels.sort((a, b) => a.top - b.top);
+  });
+}
+
+/** The left and right edges of the estimate at the subgraph's node, and those of the node. */
+function boxOfEstimate(page) {
+  return page.page.evaluate(() => {
+    const node = window.subgraphNode;
+    const edges = ({ left, right }) => [left, right];
+    if (LiteGraph.vueNodesMode) {
+      const element = document.querySelector(`[data-node-id="${node.id}"]`);
+      return [element.querySelector(".multirate-ras-hint"), element].map((one) => edges(one.getBoundingClientRect()));
+    }
+    const badges = node.badges.map((one) => (typeof one === "function" ? one() : one));
+    const widths = badges.map((one) => one.getWidth(app.canvas.ctx));
+    return [[node.size[0] - Math.max(...widths), node.size[0]], [0, node.size[0]]]; // badges are at the right
   });
 }
