@@ -100,34 +100,42 @@ class Hint {
     this.showOutside();
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
-    const sampler = valueOf(node, "steps") == null ? samplerBehind(node) : node;
-    const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
-    const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
-    const known = Number(valueOf(schedule, "steps"));
-    if (speed === "custom") return this.show("", say(hasRegionalStep(node, known) ? "custom" : "customAllDense"));
-    const steps = known || USUAL_STEPS;
+    const samplers = samplersOf(node);
+    const steps = samplers.map(stepsOf);
+    if (speed === "custom") {
+      const hasGain = steps.some((known) => hasRegionalStep(node, known));
+      return this.show("", say(hasGain ? "custom" : "customAllDense"));
+    }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
     if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
-    const query = new URLSearchParams({
-      speed,
-      steps,
-      denoise: valueOf(schedule, "denoise") ?? "",
+    const queries = samplers.map((sampler) => this.queryOf(sampler, calibration));
+    const asked = `${queries.join(" ")}${calibration ? " (connected)" : ""}`;
+    if (asked === this.asked) return;
+    this.asked = asked;
+    const answers = await Promise.all(queries.map(estimateOf));
+    if (this.asked !== asked) return;
+    if (answers.includes(null)) return this.show(asked, ""); // what it says is about other settings; the next change asks again
+    const isUnmeasured = answers.some(({ measured, time }) => measured == null && time < 1);
+    if (calibration && isUnmeasured) return this.show(asked, say("plan"));
+    const told = answers.map((answer, i) => this.tell(answer, speed, steps[i]));
+    this.show(asked, ...together(told, samplers));
+  }
+
+  /** What the server is asked about the run of a sampler, which may be unknown. */
+  queryOf(sampler, calibration) {
+    const { node } = this;
+    const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
+    return new URLSearchParams({
+      speed: valueOf(node, "speed"),
+      steps: stepsOf(sampler) || USUAL_STEPS,
+      denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
       sampler: valueOf(choice, "sampler_name") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
       ...sizeOf(calibration ?? sampler ?? node),
     });
-    const asked = `${query}${calibration ? " (connected)" : ""}`;
-    if (asked === this.asked) return;
-    this.asked = asked;
-    const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
-    if (this.asked !== asked) return;
-    if (!answer?.ok) return this.show(asked, ""); // what it says is about other settings; the next change asks again
-    const told = await answer.json();
-    if (calibration && told.measured == null && told.time < 1) this.show(asked, say("plan"));
-    else this.tell(told, speed, known);
   }
 
   /** Shows the estimate at the nodes of the subgraphs that show the speed, and no longer at those that did. */
@@ -139,8 +147,9 @@ class Hint {
     this.hosts = hosts;
   }
 
+  /** Of an answer: the text, its tooltip, the text for a badge, and the least that can be said. */
   tell({ time, steps, closeness, measured, unknown }, speed, total) {
-    if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"), "", steps == null ? "" : say("noGain"));
+    if (time >= 1) return steps == null ? ["", "", "", ""] : [say("few"), "", say("noGain"), say("none")];
     const share = say("time", { share: Math.round(time * 100) });
     // RAS Compare makes three runs; the estimate is of one of them.
     const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
@@ -151,10 +160,10 @@ class Hint {
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));
-      return this.show(this.asked, parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short);
+      return [parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short, share];
     }
     const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
-    this.show(String(this.asked), parts.join(" · "), say("source", { speed, closeness: dB }), short);
+    return [parts.join(" · "), say("source", { speed, closeness: dB }), short, share];
   }
 
   show(asked, text, tooltip = "", short = "") {
@@ -164,6 +173,25 @@ class Hint {
     this.element.title = tooltip;
     this.showOutside();
   }
+}
+
+/** The server's answer; null if there is none. */
+async function estimateOf(query) {
+  const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
+  return answer?.ok ? answer.json() : null;
+}
+
+/** Of what is told of several samplers: the text, its tooltip, and the text for a badge. */
+function together(told, samplers) {
+  const [all, sources, , least] = [0, 1, 2, 3].map((i) => told.map((texts) => texts[i]));
+  const isSame = (texts) => texts.every((text) => text === texts[0]);
+  if (isSame(all)) return told[0].slice(0, 3);
+  const numbered = (texts, form) => texts.map((text, i) => text && form(i + 1, text, samplers[i])).filter(Boolean);
+  const details = numbered(all, (i, text, { title }) => say("sampler", { name: `${i} (${title})`, text }));
+  const tooltip = [...details, ...new Set(sources.filter(Boolean))].join("\n");
+  if (isSame(least)) return [least[0], tooltip, least[0]];
+  const lines = numbered(least, (i, text) => say("sampler", { name: i, text })); // a node has room for two
+  return [lines.join("\n"), tooltip, numbered(least, (i, text) => `${i}. ${text}`).join("\n")];
 }
 
 /** Whether a run with speed = custom may have a step that computes only a part of the image; `steps` may be unknown. */
@@ -308,19 +336,49 @@ function isInpainting(node, left = 20) {
   return (isMasking && !isOff(origin)) || isInpainting(origin, left - 1); // other nodes pass a mask on
 }
 
-/** The sampler that gets a node's model, directly or through other nodes that change it, or through a guider. */
-function samplerBehind(node, left = 8) {
-  for (const output of node.outputs ?? []) {
-    if (output.type !== "MODEL" && output.type !== "GUIDER") continue;
-    for (const id of output.links ?? []) {
-      const link = node.graph.getLink?.(id) ?? node.graph.links[id];
-      const next = link && node.graph.getNodeById(link.target_id);
-      if (valueOf(next, "steps") != null || (next && linkOf(next, "sigmas") != null)) return next;
-      const found = next && left ? samplerBehind(next, left - 1) : null;
-      if (found) return found;
-    }
+/** The samplers of a node's run, in their order: itself, or those that get its model; [null] if there is none. */
+function samplersOf(node) {
+  if (valueOf(node, "steps") != null) return [node];
+  const found = [...new Set(samplersBehind(node))];
+  const real = found.filter((one) => !one.outputs?.some(({ type }) => type === "SIGMAS")); // rather than schedulers
+  const on = (real.length ? real : found).filter((one) => !isOff(one));
+  if (!on.length) return [found[0] ?? null];
+  const before = new Map(on.map((one) => [one, nodesBefore(one)]));
+  const rank = (one) => on.filter((other) => before.get(one).has(other)).length;
+  return on.sort((a, b) => rank(a) - rank(b));
+}
+
+/** The samplers that get a node's model, directly or through other nodes that change it, or through a guider. */
+function samplersBehind(node, left = 8) {
+  const outputs = (node.outputs ?? []).filter(({ type }) => type === "MODEL" || type === "GUIDER");
+  return outputs.flatMap(({ links }) => links ?? []).flatMap((id) => {
+    const link = linkBy(node.graph, id);
+    const next = link && node.graph.getNodeById(link.target_id);
+    if (!next) return [];
+    if (valueOf(next, "steps") != null || linkOf(next, "sigmas") != null) return [next];
+    return left ? samplersBehind(next, left - 1) : [];
+  });
+}
+
+/** All nodes that a node depends on, itself included. */
+function nodesBefore(node, found = new Set()) {
+  if (found.has(node)) return found;
+  found.add(node);
+  for (const { link } of node.inputs ?? []) {
+    const origin = originOf(node, link);
+    if (origin) nodesBefore(origin, found);
   }
-  return null;
+  return found;
+}
+
+/** The node that sets a sampler's steps. */
+function scheduleOf(sampler) {
+  return valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
+}
+
+/** A sampler's number of steps; 0 or NaN if it is unknown. */
+function stepsOf(sampler) {
+  return Number(valueOf(scheduleOf(sampler), "steps"));
 }
 
 /** The nearest node before an input of a node, along inputs of the same name, that has the widget. */
@@ -334,7 +392,7 @@ function originWith(node, input, widget, left = 8) {
 function addStyle() {
   const style = document.createElement("style");
   style.textContent =
-    ".multirate-ras-hint { overflow: hidden; padding: 0 4px; color: var(--descrip-text, #999);" +
+    ".multirate-ras-hint { overflow: hidden; padding: 0 4px; white-space: pre-line; color: var(--descrip-text, #999);" +
     " font: 12px/17px Inter, Arial, sans-serif; }" +
     ".multirate-ras-outside { margin: 0 8px; }"; // as far in as the widgets of Nodes 2.0
   document.head.append(style);

@@ -43,7 +43,7 @@ function replace(type) {
   for (const [i, node] of [first, second].entries()) {
     patch.connect(0, node, "model");
     for (const name of ["positive", "negative"]) from(name).connect(0, node, name);
-    set(node, { steps: 16 - 2 * i, cfg: 3.5, denoise: i ? 0.7 : 1 });
+    set(node, { steps: i ? 6 : 16, cfg: 3.5, denoise: i ? 0.7 : 1 });
   }
   from("latent_image").connect(0, first, "latent_image");
   first.connect(0, second, "latent_image");
