@@ -5,7 +5,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { chainOf, isOff, isSetByUser, linkOf, originOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
+import { modelLinks, modelOf, sourceOf } from "./model_source.js";
+import { isInpainting, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
@@ -17,14 +20,6 @@ const HEIGHT = 34; // two lines
 const MARGIN = 4;
 const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
-const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
-const MUTED = 2;
-const BYPASSED = 4;
-const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
-const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
-const MASKING = new Set(["SetLatentNoiseMask", "VAEEncodeForInpaint", "InpaintModelConditioning"]);
-const LONGEST_SOURCE = 4000; // characters
-const FILE = /\.(safetensors|sft)$/i;
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
 
@@ -125,12 +120,11 @@ class Hint {
   /** What the server is asked about the run of a sampler, which may be unknown. */
   queryOf(sampler, calibration) {
     const { node } = this;
-    const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
     return new URLSearchParams({
       speed: valueOf(node, "speed"),
       steps: stepsOf(sampler) || USUAL_STEPS,
       denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
-      sampler: valueOf(choice, "sampler_name") ?? "",
+      sampler: valueOf(solverOf(sampler), "sampler_name") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
@@ -140,7 +134,7 @@ class Hint {
 
   /** Shows the estimate at the nodes of the subgraphs that show the speed, and no longer at those that did. */
   showOutside() {
-    const hosts = this.node.graph ? hostsOf(this.node) : [];
+    const hosts = this.node.graph ? chainOf(this.node, "speed").slice(1).map(({ node }) => node) : [];
     for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
     const tooltip = this.short ? `${this.element.textContent}\n${this.element.title}` : "";
     for (const host of hosts) showAt(host, this.short ?? "", tooltip);
@@ -204,189 +198,6 @@ function hasRegionalStep(node, steps) {
   const first = Math.max(least, Number.isNaN(start) ? 0 : Math.ceil(start * steps - 1e-9)); // as ras_core.config.Window
   const last = Number.isNaN(end) ? steps : Math.floor(end * steps + 1e-9);
   return first < last;
-}
-
-// --- the graph ------------------------------------------------------------------------------------------
-
-/** Whether a node is muted or bypassed, or a subgraph's node that it is in. */
-function isOff(node) {
-  const root = app.rootGraph ?? app.graph;
-  const outer = node.graph === root ? null : nodeOfSubgraph(root, node.graph);
-  return node.mode === MUTED || node.mode === BYPASSED || Boolean(outer && isOff(outer));
-}
-
-/** The value of a node's widget, or of the widget of a subgraph's node that gives it its value. */
-function valueOf(node, name) {
-  if (!node) return undefined;
-  const outer = promoted(node, name);
-  return outer ? valueOf(outer.node, outer.name) : node.widgets?.find((one) => one.name === name)?.value;
-}
-
-/** The subgraph's node, and the name of its widget, that a node inside takes a widget's value from; null if none. */
-function promoted(node, name) {
-  const id = linkOf(node, name);
-  const link = id == null ? null : linkBy(node.graph, id);
-  if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return null;
-  const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, node.graph);
-  const shown = outer?.inputs[link.origin_slot]?.name;
-  return outer?.widgets?.some((one) => one.name === shown) ? { node: outer, name: shown } : null;
-}
-
-/** The nodes of the subgraphs that a node is in, from the inside out, as long as they show its speed. */
-function hostsOf(node, name = "speed") {
-  const outer = promoted(node, name);
-  return outer ? [outer.node, ...hostsOf(outer.node, outer.name)] : [];
-}
-
-/** Whether a widget's value is set in the node, or in a subgraph's node, rather than by a link from another node. */
-function isSetByUser(node, name) {
-  if (linkOf(node, name) == null) return true;
-  const outer = promoted(node, name);
-  return Boolean(outer) && isSetByUser(outer.node, outer.name);
-}
-
-function linkOf(node, name) {
-  return node.inputs?.find((one) => one.name === name)?.link;
-}
-
-/** The node that a link comes from: through Reroute, and out of and into subgraphs. */
-export function originOf({ graph }, linkId) {
-  const link = linkId == null ? null : linkBy(graph, linkId);
-  if (!link) return null;
-  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-    const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, graph);
-    return outer && originOf(outer, outer.inputs[link.origin_slot]?.link);
-  }
-  const node = graph.getNodeById(link.origin_id);
-  if (node?.subgraph) return originOf({ graph: node.subgraph }, node.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
-  return node?.isVirtualNode ? originOf(node, node.inputs?.[0]?.link) : node;
-}
-
-function linkBy(graph, id) {
-  return graph.getLink?.(id) ?? graph.links[id];
-}
-
-function nodeOfSubgraph(graph, subgraph) {
-  for (const node of graph.nodes ?? graph._nodes) {
-    const found = node.subgraph === subgraph ? node : node.subgraph && nodeOfSubgraph(node.subgraph, subgraph);
-    if (found) return found;
-  }
-  return null;
-}
-
-/** The family or the file of a node's model, from the first node of the chain of nodes that pass it on. */
-function modelOf(node) {
-  const first = loaderOf(chainOf(node));
-  if (first?.comfyClass === "RASDemoModel") return { family: valueOf(first, "family") };
-  const values = first?.widgets?.map(({ name }) => valueOf(first, name)) ?? [];
-  const file = values.find((value) => typeof value === "string" && FILE.test(value));
-  return file ? { file } : {};
-}
-
-/** The chain of nodes that a node's model comes from, as nodes/model_source.py finds it in a prompt. */
-function sourceOf(node) {
-  const chain = chainOf(node).filter((one) => one.mode !== BYPASSED && !PASSES_ON.has(one.comfyClass));
-  if (!loaderOf(chainOf(node)) || [node, ...chain].some((one) => modelLinks(one).length > 1)) return {};
-  const source = JSON.stringify(chain.map((one) => [one.comfyClass, settingsOf(one)]));
-  return source.length <= LONGEST_SOURCE ? { source } : {};
-}
-
-/** The last node of a chain, if no other node comes before it. */
-function loaderOf(chain) {
-  const last = chain.at(-1);
-  return last && !modelLinks(last).length ? last : null;
-}
-
-/** The nodes that a node's model comes from, the nearest first. */
-function chainOf(node, left = 20) {
-  const [link] = node ? modelLinks(node) : [];
-  const origin = link == null || !left ? null : originOf(node, link);
-  return origin ? [origin, ...chainOf(origin, left - 1)] : [];
-}
-
-function modelLinks(node) {
-  const links = (node.inputs ?? []).filter((one) => one.type === "MODEL").map((one) => one.link);
-  return links.filter((link) => link != null);
-}
-
-/** The values of a node's widgets that are part of a prompt. */
-function settingsOf(node) {
-  const kept = (node.widgets ?? []).filter(
-    ({ name, serialize, options }) => serialize !== false && options?.serialize !== false && isSetByUser(node, name),
-  );
-  return Object.fromEntries(kept.map(({ name }) => [name, valueOf(node, name)]));
-}
-
-/** The size of the image: that of the node's empty latent, or of the only empty latent of the graph. */
-function sizeOf(node) {
-  const isEmpty = (one) => EMPTY_LATENT.test(one?.comfyClass);
-  const link = linkOf(node, "latent_image");
-  const all = (node.graph.nodes ?? node.graph._nodes).filter(isEmpty);
-  const latent = link != null ? originOf(node, link) : all.length === 1 ? all[0] : null;
-  if (!isEmpty(latent) || !["width", "height"].every((name) => isSetByUser(latent, name))) return {};
-  return { width: valueOf(latent, "width"), height: valueOf(latent, "height") };
-}
-
-/** Whether the latent that a sampler gets has a mask, so that a part of it is given. */
-function isInpainting(node, left = 20) {
-  const link = node?.inputs?.find((one) => one.type === "LATENT" && one.link != null)?.link;
-  const origin = link == null || !left ? null : originOf(node, link);
-  if (!origin) return false;
-  const isMasking = MASKING.has(origin.comfyClass) && valueOf(origin, "noise_mask") !== false;
-  return (isMasking && !isOff(origin)) || isInpainting(origin, left - 1); // other nodes pass a mask on
-}
-
-/** The samplers of a node's run, in their order: itself, or those that get its model; [null] if there is none. */
-function samplersOf(node) {
-  if (valueOf(node, "steps") != null) return [node];
-  const found = [...new Set(samplersBehind(node))];
-  const real = found.filter((one) => !one.outputs?.some(({ type }) => type === "SIGMAS")); // rather than schedulers
-  const on = (real.length ? real : found).filter((one) => !isOff(one));
-  if (!on.length) return [found[0] ?? null];
-  const before = new Map(on.map((one) => [one, nodesBefore(one)]));
-  const rank = (one) => on.filter((other) => before.get(one).has(other)).length;
-  return on.sort((a, b) => rank(a) - rank(b));
-}
-
-/** The samplers that get a node's model, directly or through other nodes that change it, or through a guider. */
-function samplersBehind(node, left = 8) {
-  const outputs = (node.outputs ?? []).filter(({ type }) => type === "MODEL" || type === "GUIDER");
-  return outputs.flatMap(({ links }) => links ?? []).flatMap((id) => {
-    const link = linkBy(node.graph, id);
-    const next = link && node.graph.getNodeById(link.target_id);
-    if (!next) return [];
-    if (valueOf(next, "steps") != null || linkOf(next, "sigmas") != null) return [next];
-    return left ? samplersBehind(next, left - 1) : [];
-  });
-}
-
-/** All nodes that a node depends on, itself included. */
-function nodesBefore(node, found = new Set()) {
-  if (found.has(node)) return found;
-  found.add(node);
-  for (const { link } of node.inputs ?? []) {
-    const origin = originOf(node, link);
-    if (origin) nodesBefore(origin, found);
-  }
-  return found;
-}
-
-/** The node that sets a sampler's steps. */
-function scheduleOf(sampler) {
-  return valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
-}
-
-/** A sampler's number of steps; 0 or NaN if it is unknown. */
-function stepsOf(sampler) {
-  return Number(valueOf(scheduleOf(sampler), "steps"));
-}
-
-/** The nearest node before an input of a node, along inputs of the same name, that has the widget. */
-function originWith(node, input, widget, left = 8) {
-  const link = node && linkOf(node, input);
-  const origin = link != null && originOf(node, link);
-  if (!origin || valueOf(origin, widget) != null) return origin || null;
-  return left ? originWith(origin, input, widget, left - 1) : null;
 }
 
 function addStyle() {

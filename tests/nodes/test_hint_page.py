@@ -46,6 +46,9 @@ setTimeout(() => {
   setTimeout(log, 400);
 }, 400);
 """
+SCRIPTS = (
+    "hint.js", "hint_badge.js", "graph.js", "model_source.js", "samplers.js", "unlisted.js", "words.js",
+)  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
 NO_GAIN = "no gain with so few steps: the run is the same as without RAS"
@@ -86,8 +89,7 @@ def page_of(tmp_path, nodes, answer, then=None):
         if link in [one["link"] for one in target["inputs"]]
     }  # fmt: skip
     given = {"nodes": nodes, "links": links, "answer": answer, "then": then}
-    scripts = ("hint.js", "hint_badge.js", "unlisted.js", "words.js")
-    return run_page(tmp_path, PAGE, scripts, given, {"scripts/api.js": API})
+    return run_page(tmp_path, PAGE, SCRIPTS, given, {"scripts/api.js": API})
 
 
 def patch(plan=None):
