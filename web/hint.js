@@ -8,13 +8,12 @@ import { app } from "../../scripts/app.js";
 import { chainOf, isOff, isSetByUser, linkOf, originOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
 import { modelLinks, modelOf, sourceOf } from "./model_source.js";
-import { isInpainting, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
+import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
 const COMPARE = "RASCompare";
-const NODES = new Set(["RASPatchModel", "RASKSampler", COMPARE]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
@@ -42,7 +41,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (NODES.has(node.comfyClass)) hints.add(new Hint(node));
+    if (HAVE_SETTINGS.has(node.comfyClass)) hints.add(new Hint(node));
     askSoon();
   },
 
@@ -95,7 +94,9 @@ class Hint {
     this.showOutside();
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
-    const samplers = samplersOf(node);
+    const behind = samplersOf(node);
+    const samplers = behind.filter((one) => one === node || !replaces(one));
+    if (!samplers.length) return this.show("", say("replaced", { node: behind[0].title }));
     const steps = samplers.map(stepsOf);
     if (speed === "custom") {
       const hasGain = steps.some((known) => hasRegionalStep(node, known));

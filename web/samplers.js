@@ -2,6 +2,7 @@
 
 import { isOff, isSetByUser, linkBy, linkOf, nodesBefore, nodesOf, originOf, valueOf } from "./graph.js";
 
+export const HAVE_SETTINGS = new Set(["RASPatchModel", "RASKSampler", "RASCompare"]);
 const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
 const MASKING = new Set(["SetLatentNoiseMask", "VAEEncodeForInpaint", "InpaintModelConditioning"]);
 
@@ -17,6 +18,11 @@ export function samplersOf(node) {
   return on.sort((a, b) => rank(a) - rank(b));
 }
 
+/** Whether a node replaces the settings of a RAS node before it. */
+export function replaces(node) {
+  return Boolean(node) && HAVE_SETTINGS.has(node.comfyClass) && !isOff(node);
+}
+
 /** The samplers that get a node's model, directly or through other nodes that change it, or through a guider. */
 function samplersBehind(node, left = 8) {
   const outputs = (node.outputs ?? []).filter(({ type }) => type === "MODEL" || type === "GUIDER");
@@ -24,7 +30,7 @@ function samplersBehind(node, left = 8) {
     const link = linkBy(node.graph, id);
     const next = link && node.graph.getNodeById(link.target_id);
     if (!next) return [];
-    if (valueOf(next, "steps") != null || linkOf(next, "sigmas") != null) return [next];
+    if (valueOf(next, "steps") != null || linkOf(next, "sigmas") != null || replaces(next)) return [next];
     return left ? samplersBehind(next, left - 1) : [];
   });
 }

@@ -247,3 +247,30 @@ def test_a_scheduler_with_the_model_is_no_second_sampler(tmp_path):
     patched = patch() | {"outputs": [{"type": "MODEL", "links": [7, 2]}]}
     (asked,), text = shown(tmp_path, [LOADER, patched, *nodes], STAYS_OUT)
     assert asked.items() >= {**FACTS, "steps": "4", "sampler": "euler"}.items() and text == NO_GAIN
+
+
+def test_a_node_with_settings_of_its_own(tmp_path):
+    """It replaces those of RAS Patch Model, unless it is turned off."""
+    sampler = ksampler(steps=28) | {"comfyClass": "RASCompare", "title": "RAS Compare"}
+    asked, text = shown(tmp_path, [LOADER, patch(), sampler], GAINS)
+    assert asked == [] and text == "no effect: RAS Compare has its own settings"
+    _, text = shown(tmp_path, [LOADER, patch(), sampler | {"mode": 2}], GAINS)
+    assert text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_second_patch(tmp_path):
+    second = node(4, "RASPatchModel", {"speed": "3x"}, {"model": ("MODEL", 2)}, {"MODEL": [3]})
+    sampler = ksampler(steps=28)
+    sampler["inputs"][0]["link"] = 3
+    nodes = [LOADER, patch(), second | {"title": "RAS Patch Model"}, sampler]
+    assert shown(tmp_path, nodes, GAINS)[1] == "no effect: RAS Patch Model has its own settings"
+    nodes[2]["mode"] = 4  # bypassed
+    assert shown(tmp_path, nodes, GAINS)[1] == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_sampler_beside_a_comparison(tmp_path):
+    compare = ksampler(steps=20) | {"id": 4, "comfyClass": "RASCompare", "title": "RAS Compare"}
+    compare["inputs"] = [{"name": "model", "type": "MODEL", "link": 3}]
+    patched = patch() | {"outputs": [{"type": "MODEL", "links": [3, 2]}]}
+    (asked,), text = shown(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
+    assert asked["steps"] == "28" and text == "about 50 % of the time · 17 steps instead of 28"
