@@ -17,6 +17,7 @@ from comfy_api.latest import io, ui
 
 from ..ras_core.config import Window
 from ..ras_core.host.fewer_steps import FewerSteps
+from ..ras_core.host.planned_model import has_ras, without_ras
 from ..ras_core.render.comparison import Run, comparison_image, difference, ssim
 from ..ras_core.render.masks import summary_image
 from .live import part_of_node
@@ -76,6 +77,7 @@ class RASCompare(SettingsNode):
         cls.refuse_in_prompt()
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         cls.check(vae=vae, **inputs)
+        inputs["model"] = _without_settings(inputs["model"])
         _warm_up(inputs)
         dense = _run(vae, "without", _dense(inputs))
         ras = _run(vae, "with", {**inputs, "dense": dense.trace})
@@ -91,6 +93,16 @@ class RASCompare(SettingsNode):
         slider = _slider(cls, dense, ras, fewer)
         outputs = [torch.from_numpy(image) for image in shown]
         return io.NodeOutput(*outputs, ui={"ras_compare": [slider], "ras": [ras.trace.as_dict()]})
+
+
+def _without_settings(model):
+    """The model without the settings of a RAS node before this one, which no run would use. Says so once,
+    because `patch_model` would say it for each run.
+    """
+    if not has_ras(model):
+        return model
+    logger.info("Multirate RAS: RAS Compare: its own settings apply, not those of the RAS node before it.")
+    return without_ras(model)
 
 
 def _dense(inputs: dict) -> dict:

@@ -5,26 +5,20 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { chainOf, isOff, isSetByUser, linkOf, originOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
+import { modelLinks, modelOf, sourceOf } from "./model_source.js";
+import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
 const COMPARE = "RASCompare";
-const NODES = new Set(["RASPatchModel", "RASKSampler", COMPARE]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
 const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
-const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
-const MUTED = 2;
-const BYPASSED = 4;
-const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
-const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
-const MASKING = new Set(["SetLatentNoiseMask", "VAEEncodeForInpaint", "InpaintModelConditioning"]);
-const LONGEST_SOURCE = 4000; // characters
-const FILE = /\.(safetensors|sft)$/i;
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
 
@@ -47,7 +41,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (NODES.has(node.comfyClass)) hints.add(new Hint(node));
+    if (HAVE_SETTINGS.has(node.comfyClass)) hints.add(new Hint(node));
     askSoon();
   },
 
@@ -100,46 +94,57 @@ class Hint {
     this.showOutside();
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
-    const sampler = valueOf(node, "steps") == null ? samplerBehind(node) : node;
-    const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
-    const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
-    const known = Number(valueOf(schedule, "steps"));
-    if (speed === "custom") return this.show("", say(hasRegionalStep(node, known) ? "custom" : "customAllDense"));
-    const steps = known || USUAL_STEPS;
+    const behind = samplersOf(node);
+    const samplers = behind.filter((one) => one === node || !replaces(one));
+    if (!samplers.length) return this.show("", say("replaced", { node: behind[0].title }));
+    const steps = samplers.map(stepsOf);
+    if (speed === "custom") {
+      const hasGain = steps.some((known) => hasRegionalStep(node, known));
+      return this.show("", say(hasGain ? "custom" : "customAllDense"));
+    }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
     if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
-    const query = new URLSearchParams({
-      speed,
-      steps,
-      denoise: valueOf(schedule, "denoise") ?? "",
-      sampler: valueOf(choice, "sampler_name") ?? "",
+    const queries = samplers.map((sampler) => this.queryOf(sampler, calibration));
+    const asked = `${queries.join(" ")}${calibration ? " (connected)" : ""}`;
+    if (asked === this.asked) return;
+    this.asked = asked;
+    const answers = await Promise.all(queries.map(estimateOf));
+    if (this.asked !== asked) return;
+    if (answers.includes(null)) return this.show(asked, ""); // what it says is about other settings; the next change asks again
+    const isUnmeasured = answers.some(({ measured, time }) => measured == null && time < 1);
+    if (calibration && isUnmeasured) return this.show(asked, say("plan"));
+    const told = answers.map((answer, i) => this.tell(answer, speed, steps[i]));
+    this.show(asked, ...together(told, samplers));
+  }
+
+  /** What the server is asked about the run of a sampler, which may be unknown. */
+  queryOf(sampler, calibration) {
+    const { node } = this;
+    return new URLSearchParams({
+      speed: valueOf(node, "speed"),
+      steps: stepsOf(sampler) || USUAL_STEPS,
+      denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
+      sampler: valueOf(solverOf(sampler), "sampler_name") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
       ...sizeOf(calibration ?? sampler ?? node),
     });
-    const asked = `${query}${calibration ? " (connected)" : ""}`;
-    if (asked === this.asked) return;
-    this.asked = asked;
-    const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
-    if (this.asked !== asked) return;
-    if (!answer?.ok) return this.show(asked, ""); // what it says is about other settings; the next change asks again
-    const told = await answer.json();
-    if (calibration && told.measured == null && told.time < 1) this.show(asked, say("plan"));
-    else this.tell(told, speed, known);
   }
 
   /** Shows the estimate at the nodes of the subgraphs that show the speed, and no longer at those that did. */
   showOutside() {
-    const hosts = this.node.graph ? hostsOf(this.node) : [];
+    const hosts = this.node.graph ? chainOf(this.node, "speed").slice(1).map(({ node }) => node) : [];
     for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
-    for (const host of hosts) showAt(host, this.short ?? "");
+    const tooltip = this.short ? `${this.element.textContent}\n${this.element.title}` : "";
+    for (const host of hosts) showAt(host, this.short ?? "", tooltip);
     this.hosts = hosts;
   }
 
+  /** Of an answer: the text, its tooltip, the text for a badge, and the least that can be said. */
   tell({ time, steps, closeness, measured, unknown }, speed, total) {
-    if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"), "", steps == null ? "" : say("noGain"));
+    if (time >= 1) return steps == null ? ["", "", "", ""] : [say("few"), "", say("noGain"), say("none")];
     const share = say("time", { share: Math.round(time * 100) });
     // RAS Compare makes three runs; the estimate is of one of them.
     const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
@@ -150,19 +155,38 @@ class Hint {
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));
-      return this.show(this.asked, parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short);
+      return [parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short, share];
     }
     const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
-    this.show(String(this.asked), parts.join(" · "), say("source", { speed, closeness: dB }), short);
+    return [parts.join(" · "), say("source", { speed, closeness: dB }), short, share];
   }
 
   show(asked, text, tooltip = "", short = "") {
     this.asked = asked;
     this.short = short;
-    this.showOutside();
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.title = tooltip;
+    this.showOutside();
   }
+}
+
+/** The server's answer; null if there is none. */
+async function estimateOf(query) {
+  const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
+  return answer?.ok ? answer.json() : null;
+}
+
+/** Of what is told of several samplers: the text, its tooltip, and the text for a badge. */
+function together(told, samplers) {
+  const [all, sources, , least] = [0, 1, 2, 3].map((i) => told.map((texts) => texts[i]));
+  const isSame = (texts) => texts.every((text) => text === texts[0]);
+  if (isSame(all)) return told[0].slice(0, 3);
+  const numbered = (texts, form) => texts.map((text, i) => text && form(i + 1, text, samplers[i])).filter(Boolean);
+  const details = numbered(all, (i, text, { title }) => say("sampler", { name: `${i} (${title})`, text }));
+  const tooltip = [...details, ...new Set(sources.filter(Boolean))].join("\n");
+  if (isSame(least)) return [least[0], tooltip, least[0]];
+  const lines = numbered(least, (i, text) => say("sampler", { name: i, text })); // a node has room for two
+  return [lines.join("\n"), tooltip, numbered(least, (i, text) => `${i}. ${text}`).join("\n")];
 }
 
 /** Whether a run with speed = custom may have a step that computes only a part of the image; `steps` may be unknown. */
@@ -177,163 +201,11 @@ function hasRegionalStep(node, steps) {
   return first < last;
 }
 
-// --- the graph ------------------------------------------------------------------------------------------
-
-/** Whether a node is muted or bypassed, or a subgraph's node that it is in. */
-function isOff(node) {
-  const root = app.rootGraph ?? app.graph;
-  const outer = node.graph === root ? null : nodeOfSubgraph(root, node.graph);
-  return node.mode === MUTED || node.mode === BYPASSED || Boolean(outer && isOff(outer));
-}
-
-/** The value of a node's widget, or of the widget of a subgraph's node that gives it its value. */
-function valueOf(node, name) {
-  if (!node) return undefined;
-  const outer = promoted(node, name);
-  return outer ? valueOf(outer.node, outer.name) : node.widgets?.find((one) => one.name === name)?.value;
-}
-
-/** The subgraph's node, and the name of its widget, that a node inside takes a widget's value from; null if none. */
-function promoted(node, name) {
-  const id = linkOf(node, name);
-  const link = id == null ? null : linkBy(node.graph, id);
-  if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return null;
-  const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, node.graph);
-  const shown = outer?.inputs[link.origin_slot]?.name;
-  return outer?.widgets?.some((one) => one.name === shown) ? { node: outer, name: shown } : null;
-}
-
-/** The nodes of the subgraphs that a node is in, from the inside out, as long as they show its speed. */
-function hostsOf(node, name = "speed") {
-  const outer = promoted(node, name);
-  return outer ? [outer.node, ...hostsOf(outer.node, outer.name)] : [];
-}
-
-/** Whether a widget's value is set in the node, or in a subgraph's node, rather than by a link from another node. */
-function isSetByUser(node, name) {
-  if (linkOf(node, name) == null) return true;
-  const outer = promoted(node, name);
-  return Boolean(outer) && isSetByUser(outer.node, outer.name);
-}
-
-function linkOf(node, name) {
-  return node.inputs?.find((one) => one.name === name)?.link;
-}
-
-/** The node that a link comes from: through Reroute, and out of and into subgraphs. */
-export function originOf({ graph }, linkId) {
-  const link = linkId == null ? null : linkBy(graph, linkId);
-  if (!link) return null;
-  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-    const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, graph);
-    return outer && originOf(outer, outer.inputs[link.origin_slot]?.link);
-  }
-  const node = graph.getNodeById(link.origin_id);
-  if (node?.subgraph) return originOf({ graph: node.subgraph }, node.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
-  return node?.isVirtualNode ? originOf(node, node.inputs?.[0]?.link) : node;
-}
-
-function linkBy(graph, id) {
-  return graph.getLink?.(id) ?? graph.links[id];
-}
-
-function nodeOfSubgraph(graph, subgraph) {
-  for (const node of graph.nodes ?? graph._nodes) {
-    const found = node.subgraph === subgraph ? node : node.subgraph && nodeOfSubgraph(node.subgraph, subgraph);
-    if (found) return found;
-  }
-  return null;
-}
-
-/** The family or the file of a node's model, from the first node of the chain of nodes that pass it on. */
-function modelOf(node) {
-  const first = loaderOf(chainOf(node));
-  if (first?.comfyClass === "RASDemoModel") return { family: valueOf(first, "family") };
-  const values = first?.widgets?.map(({ name }) => valueOf(first, name)) ?? [];
-  const file = values.find((value) => typeof value === "string" && FILE.test(value));
-  return file ? { file } : {};
-}
-
-/** The chain of nodes that a node's model comes from, as nodes/model_source.py finds it in a prompt. */
-function sourceOf(node) {
-  const chain = chainOf(node).filter((one) => one.mode !== BYPASSED && !PASSES_ON.has(one.comfyClass));
-  if (!loaderOf(chainOf(node)) || [node, ...chain].some((one) => modelLinks(one).length > 1)) return {};
-  const source = JSON.stringify(chain.map((one) => [one.comfyClass, settingsOf(one)]));
-  return source.length <= LONGEST_SOURCE ? { source } : {};
-}
-
-/** The last node of a chain, if no other node comes before it. */
-function loaderOf(chain) {
-  const last = chain.at(-1);
-  return last && !modelLinks(last).length ? last : null;
-}
-
-/** The nodes that a node's model comes from, the nearest first. */
-function chainOf(node, left = 20) {
-  const [link] = node ? modelLinks(node) : [];
-  const origin = link == null || !left ? null : originOf(node, link);
-  return origin ? [origin, ...chainOf(origin, left - 1)] : [];
-}
-
-function modelLinks(node) {
-  const links = (node.inputs ?? []).filter((one) => one.type === "MODEL").map((one) => one.link);
-  return links.filter((link) => link != null);
-}
-
-/** The values of a node's widgets that are part of a prompt. */
-function settingsOf(node) {
-  const kept = (node.widgets ?? []).filter(
-    ({ name, serialize, options }) => serialize !== false && options?.serialize !== false && isSetByUser(node, name),
-  );
-  return Object.fromEntries(kept.map(({ name }) => [name, valueOf(node, name)]));
-}
-
-/** The size of the image: that of the node's empty latent, or of the only empty latent of the graph. */
-function sizeOf(node) {
-  const isEmpty = (one) => EMPTY_LATENT.test(one?.comfyClass);
-  const link = linkOf(node, "latent_image");
-  const all = (node.graph.nodes ?? node.graph._nodes).filter(isEmpty);
-  const latent = link != null ? originOf(node, link) : all.length === 1 ? all[0] : null;
-  if (!isEmpty(latent) || !["width", "height"].every((name) => isSetByUser(latent, name))) return {};
-  return { width: valueOf(latent, "width"), height: valueOf(latent, "height") };
-}
-
-/** Whether the latent that a sampler gets has a mask, so that a part of it is given. */
-function isInpainting(node, left = 20) {
-  const link = node?.inputs?.find((one) => one.type === "LATENT" && one.link != null)?.link;
-  const origin = link == null || !left ? null : originOf(node, link);
-  if (!origin) return false;
-  const isMasking = MASKING.has(origin.comfyClass) && valueOf(origin, "noise_mask") !== false;
-  return (isMasking && !isOff(origin)) || isInpainting(origin, left - 1); // other nodes pass a mask on
-}
-
-/** The sampler that gets a node's model, directly or through other nodes that change it, or through a guider. */
-function samplerBehind(node, left = 8) {
-  for (const output of node.outputs ?? []) {
-    if (output.type !== "MODEL" && output.type !== "GUIDER") continue;
-    for (const id of output.links ?? []) {
-      const link = node.graph.getLink?.(id) ?? node.graph.links[id];
-      const next = link && node.graph.getNodeById(link.target_id);
-      if (valueOf(next, "steps") != null || (next && linkOf(next, "sigmas") != null)) return next;
-      const found = next && left ? samplerBehind(next, left - 1) : null;
-      if (found) return found;
-    }
-  }
-  return null;
-}
-
-/** The nearest node before an input of a node, along inputs of the same name, that has the widget. */
-function originWith(node, input, widget, left = 8) {
-  const link = node && linkOf(node, input);
-  const origin = link != null && originOf(node, link);
-  if (!origin || valueOf(origin, widget) != null) return origin || null;
-  return left ? originWith(origin, input, widget, left - 1) : null;
-}
-
 function addStyle() {
   const style = document.createElement("style");
   style.textContent =
-    ".multirate-ras-hint { overflow: hidden; padding: 0 4px; color: var(--descrip-text, #999);" +
-    " font: 12px/17px Inter, Arial, sans-serif; }";
+    ".multirate-ras-hint { overflow: hidden; padding: 0 4px; white-space: pre-line; color: var(--descrip-text, #999);" +
+    " font: 12px/17px Inter, Arial, sans-serif; }" +
+    ".multirate-ras-outside { margin: 0 8px; }"; // as far in as the widgets of Nodes 2.0
   document.head.append(style);
 }

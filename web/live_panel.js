@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
+import { isNodes2, roomOf } from "./panel_room.js";
 import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { unlist } from "./unlisted.js";
@@ -11,13 +12,19 @@ const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
 const BELOW_IMAGE = 54; // the timeline, and the gaps between it, the image and the texts
 const TEXT_HEIGHT = 32; // of two lines, the least
+const HEADING_HEIGHT = 20; // with the gap to the image
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
 
 export class LivePanel {
-  constructor(node) {
+  /**
+   * @param node the node that shows the panel: a sampler, or a subgraph's node that contains it
+   * @param inside the nodes from there to the sampler, in a subgraph's node
+   */
+  constructor(node, inside = []) {
     this.node = node;
+    this.inside = inside;
     this.build();
     this.start({ latent: [1, 1], grid: [1, 1], patch: [1, 1], steps: 0 });
     this.mount();
@@ -34,6 +41,7 @@ export class LivePanel {
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
+    this.room?.entitle(); // the user may have renamed the sampler
     this.say(this.numbered(translated(message.plan) || say("legend")));
   }
 
@@ -136,6 +144,8 @@ export class LivePanel {
   build() {
     this.element = document.createElement("div");
     this.element.className = "multirate-ras-live";
+    this.heading = document.createElement("div");
+    this.heading.className = "multirate-ras-title";
     this.canvas = document.createElement("canvas");
     this.canvas.setAttribute("role", "img");
     this.caption = document.createElement("div");
@@ -143,7 +153,7 @@ export class LivePanel {
     this.headline = document.createElement("div");
     this.headline.className = "multirate-ras-headline";
     this.timeline = new Timeline((index) => this.choose(index));
-    this.element.append(this.canvas, this.caption, this.timeline.element, this.headline);
+    this.element.append(this.heading, this.canvas, this.caption, this.timeline.element, this.headline);
     this.textHeight = TEXT_HEIGHT;
     this.resized = new ResizeObserver(() => this.makeRoom());
     [this.caption, this.headline].forEach((text) => this.resized.observe(text));
@@ -167,28 +177,11 @@ export class LivePanel {
     this.widget.serialize = false; // not part of a saved workflow
     unlist(this.widget);
     keepOutOfFile(node);
-    mounted.set(node, this);
-    this.heightBefore = node.size[1];
-    if (!isNodes2() && !node.widgets.includes(this.widget)) this.addBelow();
+    this.isBelow = !isNodes2() && !node.widgets.includes(this.widget);
+    this.room = roomOf(node);
+    this.room.add(this);
+    if (this.isBelow) this.room.extendLayout();
     this.fit();
-  }
-
-  /** In the classic canvas, a subgraph node lays out the widgets of its inputs only: adds the panel below them. */
-  addBelow() {
-    const { node } = this;
-    this.sizeWithout = node.computeSize;
-    node.computeSize = (...args) => {
-      const size = this.sizeWithout.apply(node, args); // may be node.size itself
-      Object.assign(this.widget, { y: size[1], computedHeight: this.height() });
-      size[1] += this.height();
-      return size;
-    };
-  }
-
-  /** The height that the panel has added to the node. */
-  get growth() {
-    const { node, heightBefore } = this;
-    return Math.max(isNodes2() ? node.size[1] - heightBefore : this.grown, 0);
   }
 
   /** Removes a preview that a run without RAS has left in the node, but no output images. */
@@ -202,8 +195,27 @@ export class LivePanel {
 
   height() {
     const [height, width] = this.run.latent;
-    const image = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
-    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+    const image = Math.round(Math.min((this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width), MAX_IMAGE_HEIGHT));
+    const heading = this.heading.textContent ? HEADING_HEIGHT : 0;
+    return heading + image + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+  }
+
+  /** The sampler's title. */
+  get title() {
+    const { title, type } = this.inside.at(-1) ?? this.node;
+    return title || type;
+  }
+
+  /** The sampler's id in the node, such as "5", or "12:5" in another subgraph. */
+  get id() {
+    return this.inside.map(({ id }) => id).join(":");
+  }
+
+  /** Shows a title above the image, or none if it is empty. */
+  entitle(text) {
+    if (this.heading.textContent === text) return;
+    this.heading.textContent = this.heading.title = text;
+    this.fit();
   }
 
   /** Makes the panel taller if its texts take more lines; it stays so, lest the node changes with each run. */
@@ -216,23 +228,20 @@ export class LivePanel {
 
   /** Makes the node large enough for the image; a node that is already larger keeps its size. */
   fit() {
-    const { node } = this;
     const [rows, columns] = this.run.latent;
     this.element.style.setProperty("--ratio", rows / columns);
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
-    const height = Math.max(node.size[1], node.computeSize()[1]);
-    this.grown = (this.grown ?? 0) + height - node.size[1];
-    node.setSize([node.size[0], height]);
-    node.graph?.setDirtyCanvas(true, true);
+    this.room.fit();
+    this.node.graph?.setDirtyCanvas(true, true);
   }
 
   /**
    * Shows the panel in a graph that the user has opened again. By then, ComfyUI has turned off the widgets that the
-   * graph's nodes do not list, among them those of addBelow, and Nodes 2.0 has created the nodes' elements anew.
+   * graph's nodes do not list, among them the panels below them, and Nodes 2.0 has created the nodes' elements anew.
    */
   reappear() {
     if (!this.isOpen) return;
-    if (this.sizeWithout) this.register?.();
+    if (this.isBelow) this.register?.();
     this.place();
   }
 
@@ -259,22 +268,14 @@ export class LivePanel {
     this.resized.disconnect();
     this.timeline.remove();
     this.element.remove();
-    mounted.delete(node);
-    const height = node.size[1] - this.growth;
-    if (this.sizeWithout) {
-      delete node.computeSize;
-      this.widget.onRemove?.();
-    } else {
-      if (!node.widgets?.includes(this.widget)) return;
-      node.removeWidget(this.widget);
-    }
-    node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
+    if (node.widgets?.includes(this.widget)) node.removeWidget(this.widget);
+    else this.widget.onRemove?.();
+    this.room.remove(this);
     node.graph?.setDirtyCanvas(true, true);
   }
 }
 
 const cleanNodes = new WeakSet();
-const mounted = new WeakMap(); // node -> its panel
 
 /**
  * Keeps the panel out of saved workflows: a node is saved with the height that it has without the panel. A subgraph
@@ -288,14 +289,9 @@ function keepOutOfFile(node) {
     const answer = onSerialize?.apply(this, arguments);
     const names = saved.properties?.proxyWidgets;
     if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
-    const panel = mounted.get(node);
-    if (panel) saved.size = [saved.size[0], saved.size[1] - panel.growth];
+    saved.size = [saved.size[0], saved.size[1] - roomOf(node).growth];
     return answer;
   };
-}
-
-function isNodes2() {
-  return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
 /** One line about a finished run: why it was not accelerated as planned, or what it has computed. */

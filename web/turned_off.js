@@ -9,10 +9,8 @@
 // A node is replaced only if a node that is turned on needs its output.
 
 import { app } from "../../scripts/app.js";
+import { BYPASSED, isFromOutside, linkBy, linkOf, MUTED, nodesOf, rootGraph, widgetOf } from "./graph.js";
 
-const MUTED = 2;
-const BYPASSED = 4;
-const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
 const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
 
 /** By node type: for each output, the input that a node passes on if it is turned off. */
@@ -64,7 +62,7 @@ app.registerExtension({
 
   setup() {
     const { graphToPrompt } = app;
-    app.graphToPrompt = async function (graph = app.rootGraph ?? app.graph) {
+    app.graphToPrompt = async function (graph = rootGraph()) {
       const prompt = await graphToPrompt.apply(this, arguments);
       if (prompt?.output) reconnect({ graph, prefix: "" }, prompt.output);
       return prompt;
@@ -79,7 +77,7 @@ app.registerExtension({
  *     `outer`, the place of that node.
  */
 function reconnect(at, output) {
-  for (const node of [...(at.graph.nodes ?? at.graph._nodes)]) {
+  for (const node of nodesOf(at.graph)) {
     const entry = output[at.prefix + node.id];
     if (node.subgraph && !isOff(node)) reconnect(inside(at, node), output);
     if (!entry || isOff(node)) continue;
@@ -102,7 +100,7 @@ function sourceOf(at, linkId, output) {
 
 /** The node that a link comes from, where it is, and its slot: through Reroute, and out of and into subgraphs. */
 function originOf(at, linkId) {
-  const link = linkId == null ? null : linkBy(at, linkId);
+  const link = linkId == null ? null : linkBy(at.graph, linkId);
   if (!link) return null;
   if (isFromOutside(link)) return at.outer ? originOf(at.outer, at.node.inputs?.[link.origin_slot]?.link) : null;
   const node = at.graph.getNodeById(link.origin_id);
@@ -145,30 +143,17 @@ function isBlank(at, linkId, output) {
 
 /** The value of a node's input: the origin of its link, or else the value of its widget. */
 function valueOf(at, node, name, output) {
-  const link = node.inputs?.find((one) => one.name === name)?.link;
+  const link = linkOf(node, name);
   const source = link == null ? null : sourceOf(at, link, output);
   return source ?? promoted(at, link) ?? widgetOf(node, name)?.value ?? null;
 }
 
 /** The value of a widget that a subgraph's node shows for a node inside. */
 function promoted(at, linkId) {
-  const link = linkId == null ? null : linkBy(at, linkId);
+  const link = linkId == null ? null : linkBy(at.graph, linkId);
   if (!link || !isFromOutside(link)) return null;
   const name = at.node?.inputs?.[link.origin_slot]?.name;
   return name == null ? null : widgetOf(at.node, name)?.value;
-}
-
-function widgetOf(node, name) {
-  return node.widgets?.find((one) => one.name === name);
-}
-
-function linkBy({ graph }, id) {
-  return graph.getLink?.(id) ?? graph.links[id];
-}
-
-/** Whether a link comes from an input of the subgraph that it is in. */
-function isFromOutside(link) {
-  return Number(link.origin_id) === SUBGRAPH_INPUT;
 }
 
 function inside(at, node) {

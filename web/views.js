@@ -1,7 +1,7 @@
 // Tracks which nodes show a live view: the sampler node, and each subgraph node that contains it.
 
 import { app } from "../../scripts/app.js";
-import { originOf } from "./hint.js";
+import { nodesBefore, rootGraph } from "./graph.js";
 import { LivePanel } from "./live_panel.js";
 
 export const views = new Map(); // node id on the server -> View
@@ -22,7 +22,7 @@ export function viewOf(id) {
 
 /** The nodes of an id such as "3", or "12:5" for node 5 in the subgraph that is node 12; outermost first. */
 function findNodes(id) {
-  let graph = app.rootGraph ?? app.graph;
+  let graph = rootGraph();
   const path = [];
   for (const part of id.split(":")) {
     const node = graph?.getNodeById(Number(part));
@@ -57,12 +57,8 @@ export function dropUnpatched() {
 }
 
 /** Whether RAS Patch Model, which may be turned off, is before a node along links, also through subgraphs. */
-function isPatched(node, seen = new Set()) {
-  if (node.comfyClass === PATCH) return true;
-  if (seen.has(node)) return false;
-  seen.add(node);
-  const origins = (node.inputs ?? []).map((input) => originOf(node, input.link)).filter(Boolean);
-  return origins.some((origin) => isPatched(origin, seen));
+function isPatched(node) {
+  return [...nodesBefore(node)].some((one) => one.comfyClass === PATCH);
 }
 
 function dropWithNode(node) {
@@ -112,7 +108,7 @@ export function restoreKept() {
 }
 
 function keyOf(id) {
-  return `${openWorkflow()} ${(app.rootGraph ?? app.graph).id} ${id}`;
+  return `${openWorkflow()} ${rootGraph().id} ${id}`;
 }
 
 /** The front end's key of the workflow that is open. */
@@ -142,7 +138,7 @@ export function dropRunning() {
 /** The panels of one run. */
 class View {
   constructor(nodes) {
-    this.panels = nodes.map((node) => new LivePanel(node));
+    this.panels = nodes.map((node, i) => new LivePanel(node, nodes.slice(i + 1)));
     this.wasPatched = isPatched(this.node); // not if the link is invisible, as through nodes that set and get values
   }
 

@@ -1,9 +1,10 @@
 // The tests' scenarios in the browser. Run as `node scenarios.mjs JOB` with JOB as JSON; prints a report as JSON.
 
 import { Browser } from "./comfy_page.mjs";
+import { NEW_SEED, prepare } from "./prepare.mjs";
+import { twoSamplers } from "./two_samplers.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint };
-const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
+const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint, twoSamplers };
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another, even with advanced inputs? */
 async function load(browser, { workflows }) {
@@ -637,16 +638,6 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
   const shown = await page.allPictures({ SaveImage: 1, PreviewImage: 1 });
   await page.screenshot("blueprint");
   return { added, estimate, inputs, end, shown, problems: page.problems };
-}
-
-/** A short run, yet long enough for several messages. */
-async function prepare(page, workflow, sampler, { steps = 16, size = 320 } = {}) {
-  await page.load(workflow);
-  const settings = { speed: "custom", start_percent: 0.18, error_reset_every: 5 }; // three dense of 16
-  await page.set(sampler, { seed: NEW_SEED(), steps, ...settings, sample_ratio: 0.3 });
-  await page.set("EmptySD3LatentImage", { width: size, height: size });
-  await page.centre(sampler);
-  await page.settle();
 }
 
 const job = JSON.parse(process.argv[2]);

@@ -13,7 +13,8 @@ export const api = {
   addEventListener() {},
   async fetchApi(url) {
     asked.push(Object.fromEntries(new URL(url, "http://x").searchParams));
-    return { ok: answers[0] !== null, json: async () => answers[0] };
+    const answer = Array.isArray(answers[0]) ? answers[0][asked.length - 1] : answers[0];
+    return { ok: answer !== null, json: async () => answer };
   },
 };
 """
@@ -36,7 +37,7 @@ for (const node of nodes) {
   node.addDOMWidget = (name, type, made) => { element = made; return {}; };
 }
 app.one.nodeCreated(nodes.find((one) => one.comfyClass.startsWith("RAS")));
-const log = () => console.log(JSON.stringify({ asked, text: element.textContent }));
+const log = () => console.log(JSON.stringify({ asked, text: element.textContent, tooltip: element.title }));
 setTimeout(() => {
   if (!then) return log();
   answers[0] = then.answer;
@@ -45,6 +46,9 @@ setTimeout(() => {
   setTimeout(log, 400);
 }, 400);
 """
+SCRIPTS = (
+    "hint.js", "hint_badge.js", "graph.js", "model_source.js", "samplers.js", "unlisted.js", "words.js",
+)  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
 NO_GAIN = "no gain with so few steps: the run is the same as without RAS"
@@ -66,10 +70,16 @@ def node(number, kind, widgets=None, inputs=None, outputs=None):
 
 
 def shown(tmp_path, nodes, answer, then=None):
-    """What the node with the line asks about the graph, and the text that it shows for the answer.
+    """What the node with the line asks about the graph, and the text that it shows for the answer."""
+    found = page_of(tmp_path, nodes, answer, then)
+    return found["asked"], found["text"]
+
+
+def page_of(tmp_path, nodes, answer, then=None):
+    """What the node with the line `asked` about the graph, and the `text` and `tooltip` that it shows.
 
     Args:
-        answer: the server's answer; None if the server refuses the question.
+        answer: the server's answer, or one for each question; None if the server refuses the question.
         then: the last node's number of steps after a change, and the answer to it.
     """
     links = {
@@ -79,9 +89,7 @@ def shown(tmp_path, nodes, answer, then=None):
         if link in [one["link"] for one in target["inputs"]]
     }  # fmt: skip
     given = {"nodes": nodes, "links": links, "answer": answer, "then": then}
-    scripts = ("hint.js", "hint_badge.js", "unlisted.js", "words.js")
-    found = run_page(tmp_path, PAGE, scripts, given, {"scripts/api.js": API})
-    return found["asked"], found["text"]
+    return run_page(tmp_path, PAGE, SCRIPTS, given, {"scripts/api.js": API})
 
 
 def patch(plan=None):
@@ -188,3 +196,81 @@ def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
 def test_a_sampler_without_known_steps(tmp_path):
     (asked,), _ = shown(tmp_path, [LOADER, patch()], GAINS)
     assert asked.items() >= {**FACTS, "steps": "28", "sampler": ""}.items()
+
+
+def two_passes(**changes):
+    """A second sampler after the first. RAS Patch Model is connected to the second one first."""
+    second = ksampler(steps=14, denoise=0.7, **changes) | {"id": 4, "title": "Second pass"}
+    second["inputs"] = [
+        {"name": "model", "type": "MODEL", "link": 3}, {"name": "latent_image", "type": "LATENT", "link": 4},
+    ]  # fmt: skip
+    first = ksampler(steps=28) | {"title": "KSampler", "outputs": [{"type": "LATENT", "links": [4]}]}
+    patched = patch() | {"outputs": [{"type": "MODEL", "links": [3, 2]}]}
+    return [LOADER, patched, first, second]
+
+
+LESS = {"time": 0.57, "steps": 8, "dense": 2, "closeness": None}
+
+
+def test_two_samplers_have_an_estimate_each_in_their_order(tmp_path):
+    found = page_of(tmp_path, two_passes(), [GAINS, LESS])
+    assert [one["steps"] for one in found["asked"]] == ["28", "14"]
+    assert found["text"] == "sampler 1: about 50 % of the time\nsampler 2: about 57 % of the time"
+    first, second, source = found["tooltip"].split("\n")
+    assert first == "sampler 1 (KSampler): about 50 % of the time · 17 steps instead of 28"
+    assert second == "sampler 2 (Second pass): about 57 % of the time · 8 steps instead of 14"
+    assert source.startswith("Estimated from the plan for 2x")
+
+
+def test_a_second_sampler_without_a_gain(tmp_path):
+    found = page_of(tmp_path, two_passes(), [GAINS, STAYS_OUT])
+    assert found["text"] == "sampler 1: about 50 % of the time\nsampler 2: no gain"
+    assert f"sampler 2 (Second pass): {NO_GAIN}" in found["tooltip"].split("\n")
+
+
+def test_two_samplers_with_the_same_estimate(tmp_path):
+    assert shown(tmp_path, two_passes(), [GAINS, {**LESS, "time": 0.5}])[1] == "about 50 % of the time"
+    _, text = shown(tmp_path, two_passes(), STAYS_OUT)
+    assert text == NO_GAIN
+
+
+def test_a_sampler_that_is_turned_off_does_not_count(tmp_path):
+    nodes = two_passes()
+    nodes[-1]["mode"] = 4  # bypassed
+    (asked,), text = shown(tmp_path, nodes, GAINS)
+    assert asked["steps"] == "28" and text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_scheduler_with_the_model_is_no_second_sampler(tmp_path):
+    scheduler = node(5, "BasicScheduler", {"steps": 4}, {"model": ("MODEL", 7)}, {"SIGMAS": [5]})
+    nodes = [one if one["id"] != 5 else scheduler for one in custom_sampler()]
+    patched = patch() | {"outputs": [{"type": "MODEL", "links": [7, 2]}]}
+    (asked,), text = shown(tmp_path, [LOADER, patched, *nodes], STAYS_OUT)
+    assert asked.items() >= {**FACTS, "steps": "4", "sampler": "euler"}.items() and text == NO_GAIN
+
+
+def test_a_node_with_settings_of_its_own(tmp_path):
+    """It replaces those of RAS Patch Model, unless it is turned off."""
+    sampler = ksampler(steps=28) | {"comfyClass": "RASCompare", "title": "RAS Compare"}
+    asked, text = shown(tmp_path, [LOADER, patch(), sampler], GAINS)
+    assert asked == [] and text == "no effect: RAS Compare has its own settings"
+    _, text = shown(tmp_path, [LOADER, patch(), sampler | {"mode": 2}], GAINS)
+    assert text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_second_patch(tmp_path):
+    second = node(4, "RASPatchModel", {"speed": "3x"}, {"model": ("MODEL", 2)}, {"MODEL": [3]})
+    sampler = ksampler(steps=28)
+    sampler["inputs"][0]["link"] = 3
+    nodes = [LOADER, patch(), second | {"title": "RAS Patch Model"}, sampler]
+    assert shown(tmp_path, nodes, GAINS)[1] == "no effect: RAS Patch Model has its own settings"
+    nodes[2]["mode"] = 4  # bypassed
+    assert shown(tmp_path, nodes, GAINS)[1] == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_a_sampler_beside_a_comparison(tmp_path):
+    compare = ksampler(steps=20) | {"id": 4, "comfyClass": "RASCompare", "title": "RAS Compare"}
+    compare["inputs"] = [{"name": "model", "type": "MODEL", "link": 3}]
+    patched = patch() | {"outputs": [{"type": "MODEL", "links": [3, 2]}]}
+    (asked,), text = shown(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
+    assert asked["steps"] == "28" and text == "about 50 % of the time · 17 steps instead of 28"

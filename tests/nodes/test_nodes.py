@@ -423,6 +423,21 @@ class TestCompare:
         assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
         assert result.ui["ras_compare"][0]["steps"]["fewer"] == 8
 
+    def test_settings_of_an_earlier_node_are_left_out(self, nodes, sd3, sampler_inputs, caplog):
+        class Vae:
+            def decode(self, samples):
+                return samples[:, :3].movedim(1, -1).sigmoid()
+
+        caplog.set_level("INFO")
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings(speed="3x"))[0]
+        inputs = {**sampler_inputs, "steps": 16, **_settings(speed="2x")}
+        images = _execute(nodes["RASCompare"], model=patched, vae=Vae(), **inputs).args
+        said = [one.getMessage() for one in caplog.records if "settings" in one.getMessage()]
+        own = "RAS Compare: its own settings apply, not those of the RAS node before it."
+        assert [text for text in said if "no effect" not in text] == [f"Multirate RAS: {own}"]
+        expected = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs).args
+        assert all(torch.equal(images[i], expected[i]) for i in (0, 1, 5))
+
     @pytest.mark.parametrize(("speed", "sampler"), [("2x", "euler"), ("2x", "dpmpp_2m"), ("3x", "dpmpp_2m")])
     def test_fewer_steps_are_those_of_the_best_plain_plan(
         self, nodes, sd3, sampler_inputs, titles, speed, sampler, caplog

@@ -30,7 +30,8 @@ def node(number, kind, inputs=None, **more):
 def prompt_after(tmp_path, nodes, origins, output):
     """The prompt that the script makes of `output`; `origins` has the origin of each link."""
     links = {link: {"origin_id": origin, "origin_slot": 0} for link, origin in origins.items()}
-    return run_page(tmp_path, PAGE, ("turned_off.js",), {"nodes": nodes, "links": links, "output": output})
+    given = {"nodes": nodes, "links": links, "output": output}
+    return run_page(tmp_path, PAGE, ("turned_off.js", "graph.js"), given)
 
 
 @pytest.mark.parametrize("mode", [MUTED, BYPASSED], ids=["muted", "bypassed"])

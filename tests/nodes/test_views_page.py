@@ -53,7 +53,7 @@ def views_after(tmp_path, links, after, sampler="KSampler", is_running=False):
         return {link: {"origin_id": origin, "origin_slot": 0} for link, origin in given.items()}
 
     given = {"nodes": nodes, "links": origins(links), "after": origins(after), "isRunning": is_running}
-    scripts = ("views.js", "hint.js", "hint_badge.js", "unlisted.js", "words.js")
+    scripts = ("views.js", "graph.js")
     others = {"scripts/api.js": API, "extensions/pack/live_panel.js": PANEL}
     return run_page(tmp_path, PAGE, scripts, given, others)
 
