@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ras_core.method.integrator import GRADUAL, LAST_WEIGHT
+from ...ras_core.method.adams import GRADUAL, LAST_WEIGHT
 
 
 def weight_of(ratio: float) -> float:

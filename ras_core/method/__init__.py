@@ -7,7 +7,8 @@ These modules compute a run; read them in this order:
 - `waiting`: limits how long a token may stay cached
 - `metric` and `selection`: select tokens by the rule of the paper (arXiv 2502.10389) instead
 - `preferences`: the user's masks
-- `integrator`: integrates each token with its own step size
+- `integrator`: integrates each token with its own step size, from the evaluations in `history`; `adams` has
+  the step of its most accurate solver
 - `grid`: maps latent pixels to tokens and back
 - `shares`: shares of tokens, as steps compute them and as texts say them
 
@@ -27,7 +28,7 @@ has the cost of the plan's speed), `family_plans` (plans for a model that has no
 
 To add a metric to the paper's selection rule (its equation 1), add a name to `config.Metric` and compute
 the metric in `metric`. To add a selection rule, write a subclass of `Selector`. To add a solver, extend
-`integrator` (a third-order solver needs a `History` of three evaluations) and `host/samplers`, which maps
+`integrator` (a third-order solver needs a `history.History` of three evaluations) and `host/samplers`, which maps
 ComfyUI's samplers to solvers.
 
 Imports: config, errors. All functions and classes compute with numbers and tensors; none depends on a

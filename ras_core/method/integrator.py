@@ -14,9 +14,8 @@ This module improves these first-order steps by two corrections, which need no e
 
     fresh token    A token that is evaluated at this step. With `euler`, its step stays of first order. With
                    `dpmpp_2m` it is of second order: D is extrapolated along its last slope to the middle of
-                   the step, as in DPM-Solver++(2M). With `ab2` it is of second order too: the velocity
-                   (x - D) / sigma is extrapolated as in Adams-Bashforth, up to a bound (`adams_weight`). If
-                   steps are long, results of `ab2` are nearer to the converged image.
+                   the step, as in DPM-Solver++(2M). With `ab2` it is of second order too (adams.py). If steps
+                   are long, results of `ab2` are nearer to the converged image.
     stale token    A token that was not evaluated at the step before. When it is evaluated again, its long
                    step since its last evaluation is repeated, with D linear in t between the two evaluations
                    (trapezoid in exponential form).
@@ -44,26 +43,18 @@ is repeated with its true estimates, as above.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .adams import adams_step
+from .history import History
+
 Solver = Literal["dpmpp_2m", "euler", "ab2"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 """The methods by which fresh tokens are integrated: euler is of first order; dpmpp_2m and ab2
 (Adams-Bashforth in sigma) are of second order."""
-
-GRADUAL = 1.5
-"""If a step is more than this many times as long as the step before, `ab2` extrapolates less far."""
-
-LAST_WEIGHT = 0.5
-"""Part of the extrapolation that `ab2` takes in the step to noise level 0.
-
-The error of that step stays in the image. On the demo models, the whole extrapolation came up to 0.3 dB
-closer, but disturbed fine textures: with half of it, their Frechet distance is 2 to 20 % lower, and that of
-whole images up to 3 lower (bench/results/2026-11-27-h100/last_step)."""
 
 FARTHEST = 8.0
 """Upper bound of the change that is forecast for a token, in multiples of the token's last change."""
@@ -71,48 +62,6 @@ FARTHEST = 8.0
 STEEPEST = 4.0
 """Upper bound of the second of two forecast changes, in multiples of the first. The first is the change from
 the token's last evaluation to the start of a step, the second the change from there to the step's middle."""
-
-
-@dataclass
-class History:
-    """The last two evaluations of every latent pixel.
-
-    Attributes:
-        d, d_before: (b, c, H, W) denoised estimate of the last evaluation and of the one before it.
-        x: (b, c, H, W) state at the last evaluation.
-        t, t_before: (b, 1, H, W) times of the same two evaluations; -inf for an evaluation that has not taken
-            place.
-    """
-
-    d: Tensor
-    d_before: Tensor
-    x: Tensor
-    t: Tensor
-    t_before: Tensor
-
-    @classmethod
-    def empty(cls, x: Tensor) -> History:
-        """The history of a run that starts with state x, before its first evaluation."""
-        never = torch.full_like(x[:, :1], -torch.inf)
-        return cls(x, x, x, never, never)
-
-    def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor | None = None) -> History:
-        """The history after an evaluation at time t.
-
-        Args:
-            x, d: (b, c, H, W) state and denoised estimate at time t.
-            t: time of the evaluation.
-            fresh: (b, 1, H, W) bool, the pixels that were evaluated; None if all were.
-        """
-        if fresh is None:
-            return History(d=d, d_before=self.d, x=x, t=torch.full_like(self.t, t), t_before=self.t)
-        return History(
-            d=torch.where(fresh, d, self.d),
-            d_before=torch.where(fresh, self.d, self.d_before),
-            x=torch.where(fresh, x, self.x),
-            t=self.t.masked_fill(fresh, t),
-            t_before=torch.where(fresh, self.t, self.t_before),
-        )
 
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
@@ -129,40 +78,6 @@ def second_order_estimate(history: History, h: float) -> Tensor:
     """D in the middle of the next step, of length h, extrapolated from the last two evaluations."""
     span = history.t - history.t_before  # inf after a first evaluation: the result is D
     return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
-
-
-def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
-    """The state at t_next by the second-order Adams-Bashforth method, with a bounded extrapolation.
-
-    x' = x + H (v + w (v - v_before) / 2)
-
-    Here v = (x - D) / sigma is the velocity now, v_before the velocity at the evaluation before, H the change
-    of sigma over this step, and w the weight of the last change, from `adams_weight`. In the step to sigma 0,
-    w is multiplied by LAST_WEIGHT.
-
-    Args:
-        history: the evaluations before the one that gave `d`.
-        x, d: (b, c, H, W) state and denoised estimate at time t.
-        t, t_next: times.
-    """
-    sigma, step = math.exp(-t), math.exp(-t_next) - math.exp(-t)
-    velocity = (x - d).div_(sigma)
-    before = (history.x - history.d).mul_(history.t.exp())  # 0 if there was no evaluation
-    span = history.t.neg().exp_().sub_(sigma)  # inf if there was no evaluation: weight 0
-    weight = adams_weight(span.reciprocal_().mul_(-step))
-    part = 0.5 if math.isfinite(t_next) else 0.5 * LAST_WEIGHT
-    return x.add(velocity.add_((velocity - before).mul_(weight), alpha=part), alpha=step)
-
-
-def adams_weight(ratio: Tensor) -> Tensor:
-    """The weight of the velocity's last change in a step that is `ratio` times as long as the step before.
-
-    For ratios up to 1, it is the ratio, as in the Adams-Bashforth method, which would extrapolate farther in
-    longer steps. But a plan's grid has long steps where the velocity changes little: over the next step, it
-    then changes about as much as over the last one, or less. So the weight stays 1 for ratios from 1 to
-    `GRADUAL`, and falls with 1 / ratio beyond. Where sigma turns, it is at least -2; for a ratio of NaN, 0.
-    """
-    return torch.minimum(ratio.clamp(-2.0, 1.0), GRADUAL / ratio.clamp_min(1e-6)).nan_to_num_(0.0)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:

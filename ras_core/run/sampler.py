@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method.integrator import History, Solver, advance, continued_step, multirate_step
+from ..method.history import History
+from ..method.integrator import Solver, advance, continued_step, multirate_step
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]

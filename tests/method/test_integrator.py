@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
+from ras_pack.ras_core.method.adams import LAST_WEIGHT, adams_step, adams_weight
+from ras_pack.ras_core.method.history import History
 from ras_pack.ras_core.method.integrator import (
-    LAST_WEIGHT,
     SOLVERS,
-    History,
-    adams_step,
-    adams_weight,
     advance,
     continued_step,
     forecast_change,
