@@ -28,7 +28,7 @@ has the cost of the plan's speed), `family_plans` (plans for a model that has no
 
 To add a metric to the paper's selection rule (its equation 1), add a name to `config.Metric` and compute
 the metric in `metric`. To add a selection rule, write a subclass of `Selector`. To add a solver, extend
-`integrator` (a third-order solver needs a `history.History` of three evaluations) and `host/samplers`, which maps
+`integrator` (a third-order solver needs a `History` of three evaluations) and `host/samplers`, which maps
 ComfyUI's samplers to solvers.
 
 Imports: config, errors. All functions and classes compute with numbers and tensors; none depends on a
