@@ -9,7 +9,6 @@ step, including multistep samplers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,13 +190,13 @@ def rms(difference: Tensor) -> float:
     return float(difference.double().pow(2).mean().sqrt())
 
 
-def closeness(found: Tensor, reference: Tensor) -> float:
-    """Closeness of latents to a reference in dB: the ratio of the reference's variance to the mean squared
-    error, mean over the images.
+def closeness(found: Tensor, reference: Tensor) -> tuple[float, ...]:
+    """Closeness of each latent to its reference in dB: the ratio of the reference's variance to the mean
+    squared error.
 
     Args:
         found, reference: (b, c, H, W).
     """
     error = (found - reference).double().pow(2).flatten(1).mean(1).clamp_min(1e-12)
     power = reference.double().flatten(1).var(1, unbiased=False).clamp_min(1e-12)
-    return float((10 * torch.log10(power / error)).mean()) if len(found) else math.nan
+    return tuple((10 * torch.log10(power / error)).tolist())

@@ -1,6 +1,7 @@
 """Calibration of tiny models with ComfyUI's own sampling, and its use by the nodes."""
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -132,7 +133,7 @@ class TestBlocks:
     def test_closeness_is_signal_over_error(self):
         reference = torch.tensor([3.0, -3.0]).view(1, 1, 1, 2)
         # Variance 9, squared error 0.09: a ratio of 100.
-        assert closeness(reference + 0.3, reference) == pytest.approx(20, abs=1e-4)
+        assert closeness(reference + 0.3, reference) == pytest.approx((20,), abs=1e-4)
 
     def test_every_seed_is_the_one_of_a_single_run(self, sd3):
         both, one = task(sd3, seeds=2).noise, task(sd3).noise
@@ -191,6 +192,14 @@ class TestCalibration:
             wanted = family.best(speed)
             assert [share < 1 for share in expected.shares] == [share < 1 for share in wanted.shares]
             assert not expected.is_plain and expected.closeness is not None
+
+    def test_a_gain_of_one_image_alone_is_no_reason_for_another_plan(self, sd3, short, monkeypatch):
+        gains = itertools.count()  # every run is 10 dB closer than the one before, in the first image
+        monkeypatch.setattr(calibration, "closeness", lambda *latents: (20.0 + 10.0 * next(gains), 20.0))
+        plans = calibrate(sd3, sd3.build())
+        expected, *others = [plan for plan in plans.plans if plan.sampler == plans.plans[0].sampler]
+        assert others and all(plan.closeness <= expected.closeness for plan in others)
+        assert plans.best("3x", expected.sampler) == expected
 
     def test_a_plan_that_did_not_run_as_planned_is_dropped(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "KV_CACHE", "fp8")  # a CPU does not support it: such runs are dense

@@ -135,7 +135,7 @@ class TestChoice:
         assert plans.best("2x") == near
         assert plans.best("2x", "dpmpp_2m") == far
 
-    @pytest.mark.parametrize(("gain", "takes_other"), [(2.9, False), (3.1, True), (-1.0, False)])
+    @pytest.mark.parametrize(("gain", "takes_other"), [(1.9, False), (2.1, True), (-1.0, False)])
     def test_the_expected_plan_is_taken_unless_another_is_clearly_closer(self, gain, takes_other):
         plans = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
         assert PlanSet(plans).best("2x") == plans[takes_other]
