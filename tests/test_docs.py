@@ -122,7 +122,7 @@ class TestFigures:
     def test_psnr_of_the_plans(self):
         """The cells from which the table was made, and the plans of the pack."""
         plans = importlib.import_module(f"{PACK}.ras_core.method.family_plans").family_plans
-        measured = (RESULTS / "2026-11-27-h200/speeds/cells.csv").read_text("utf-8")
+        measured = (RESULTS / "2026-11-27-h100/speeds/cells.csv").read_text("utf-8")
         cells = list(csv.DictReader(measured.splitlines()))
         for speed, row in table("docs/quality.md", "| speed | SD3 |").items():
             for family, told in zip(("sd3", "lumina2", "flux"), row, strict=True):
