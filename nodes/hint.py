@@ -56,7 +56,7 @@ names. Each name is that of the adapter's module, by which `family_plans` finds 
 
 async def hint(request: web.Request) -> web.Response:
     """Answer a GET request with the result of `answer_to`. The query has a speed, a number of steps, a
-    sampler, a family or a file, and optionally the sampler node's denoise, a source (a chain of nodes, as
+    sampler, a family or a file, and optionally the sampler node's denoise and cfg, a source (a chain of nodes, as
     JSON), a width and a height, and `inpainting` if a part of the latent is given.
     """
     try:
@@ -81,14 +81,14 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         or not (denoise == 0 or LEAST_DENOISE <= denoise <= 1)
     ):
         raise ValueError("no such speed, number of steps or denoise")
-    settings = (speed, steps, query.get("sampler"), denoise)
+    settings, cfg = (speed, steps, query.get("sampler"), denoise), float(query.get("cfg") or 1)
     plans, inpaints = _measured(query), bool(query.get("inpainting"))
     if plans is not None and not inpaints:
         answer = measured_outlook(plans, *settings)
         if answer is not None:
             return answer
     family = query.get("family") or family_of_file(query.get("file", ""))
-    answer = inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings)
+    answer = inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings, cfg)
     return answer | {"unknown": True} if is_missing(query) and answer["time"] < 1 else answer
 
 

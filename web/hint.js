@@ -126,6 +126,7 @@ class Hint {
       steps: stepsOf(sampler) || USUAL_STEPS,
       denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
       sampler: valueOf(solverOf(sampler), "sampler_name") ?? "",
+      cfg: valueOf(sampler, "cfg") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),

@@ -10,13 +10,13 @@ from ..method.few_steps import has_room, is_bounded, is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
 
-MEASURED_STEPS = 20
-"""Closeness was measured with 28 steps only. It is not given for runs of fewer steps than this, because their
-steps are much longer."""
+MOST_CFG = 5.0
+"""Closeness was measured with cfg 3.5. It is not given for runs with a higher cfg than this, in which the image
+changes faster from step to step."""
 
 
 def outlook(
-    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float = 1.0
+    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float = 1.0, cfg: float = 1.0
 ) -> dict[str, Any]:
     """Estimate a run with the plan of a family.
 
@@ -25,7 +25,7 @@ def outlook(
         speed: one of PLAN_SPEEDS.
         steps: number of steps that the sampler node asks for.
         sampler: name of the sampler; None for the one with the better plan.
-        denoise: as in KSampler.
+        denoise, cfg: as in KSampler.
 
     Returns:
         `time`: the time of the run, divided by the time without RAS. It is 1 if the run has so few steps that
@@ -33,7 +33,7 @@ def outlook(
         otherwise it is below 1. `steps` and `dense`: the number of steps, and how many of them compute the
         whole image; None if the sampler has no plans, because the number of steps then stays as set.
         `closeness`: in dB, see `family_closeness`; None if it was not measured with this family and sampler,
-        or if the run has fewer than MEASURED_STEPS steps.
+        if the run costs less than any that was measured, or if its cfg is above MOST_CFG.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     whole = steps_for(steps, denoise)
@@ -46,7 +46,8 @@ def outlook(
     plan = plans.for_run(speed, sampler or None, whole)
     best = plans.best(speed)
     is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
-    closeness = family_closeness(family, speed) if is_best and steps >= MEASURED_STEPS else None
+    is_measured = is_best and cfg <= MOST_CFG
+    closeness = family_closeness(family, whole / float(speed.removesuffix("x"))) if is_measured else None
     plan = plan.resized(steps)
     if is_bounded(whole, speed):
         answer["time"] = plan.steps / steps

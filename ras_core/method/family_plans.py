@@ -8,10 +8,13 @@ complete plans ("plans"), as RAS Calibrate saves them; such plans precede the ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import RASError
 from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
@@ -64,6 +67,8 @@ EVEN_STEPS_BELOW = {"lumina2": 0.125}
 evenly spaced steps came closer to a fine run than the plan's noise levels: with a sixteenth, by 1.5 dB. With
 a quarter, and in other families with any mask, the plan's noise levels were closer or as close
 (docs/quality.md)."""
+ROUNDED = 0.05
+"""How far a run's cost may be below the lowest that was measured, because its steps are whole."""
 DATA = Path(__file__).with_name("family_plans.json")
 
 
@@ -102,11 +107,23 @@ def even_steps_below(family: str | None) -> float:
     return EVEN_STEPS_BELOW.get(NEAREST.get(family or "", family or ""), 0.0)
 
 
-def family_closeness(family: str | None, speed: str) -> float | None:
-    """How close images sampled with a family's plan for a speed come to the converged image: PSNR in dB,
-    measured on the family's demo model. None if it was not measured.
+def family_closeness(family: str | None, budget: float) -> float | None:
+    """How close images sampled with a family's plan come to the converged image: PSNR in dB on the family's
+    demo model. It was measured for the speeds with FULL_STEPS steps, and is interpolated for other costs.
+
+    Args:
+        budget: cost of the run if it covered the whole schedule, in multiples of a dense step.
+
+    Returns:
+        For a higher cost than was measured, the closeness of the highest one; for a lower cost, or a family
+        that was not measured, None.
     """
-    return _data().get("closeness", {}).get(family, {}).get(speed)
+    by_speed = _data().get("closeness", {}).get(family, {})
+    known = sorted((FULL_STEPS / float(speed.removesuffix("x")), dB) for speed, dB in by_speed.items())
+    if not known or budget < known[0][0] * (1 - ROUNDED):
+        return None
+    costs, values = zip(*known, strict=True)
+    return round(float(np.interp(math.log(budget), [math.log(cost) for cost in costs], values)), 1)
 
 
 def _regional(measured: str, costs: Sequence[float], origin: str) -> tuple[Plan, ...]:

@@ -58,6 +58,19 @@ class TestOutlook:
         for sampler in ("euler", "dpmpp_2m"):  # both share the plan
             assert outlook("sd3", "3x", 28, sampler)["closeness"] == 29.5
 
+    def test_closeness_follows_from_the_cost_of_the_run(self):
+        """20 steps at 2x cost as much as 28 at 2.8x."""
+        asked = [(28, "2.5x"), (20, "2x"), (28, "3x"), (18, "2x"), (17, "2x")]
+        found = [outlook("sd3", speed, steps, None)["closeness"] for steps, speed in asked]
+        assert found == [32.5, 30.6, 29.5, 29.5, None]
+        assert outlook("sd3", "2x", 50, None)["closeness"] == outlook("sd3", "1.5x", 28, None)["closeness"]
+
+    def test_closeness_is_not_told_for_a_higher_cfg_than_was_measured(self):
+        for cfg, is_told in ((1.0, True), (5.0, True), (8.0, False)):
+            assert (outlook("sd3", "2x", 28, None, cfg=cfg)["closeness"] is not None) == is_told
+            asked = {"speed": "2x", "steps": "28", "family": "sd3", "cfg": str(cfg)}
+            assert (answer_to(asked)["closeness"] is not None) == is_told
+
     def test_a_sampler_without_plans_keeps_its_steps(self):
         assert outlook("sd3", "3x", 28, "heun")["steps"] is None
 
@@ -274,7 +287,7 @@ class TestFamily:
         hinted, followed = ([replace(plan, origin="") for plan in each] for each in plans)
         assert hinted == followed
         is_measured = module in NAMES
-        assert all((family_closeness(found, speed) is not None) == is_measured for speed in PLAN_SPEEDS)
+        assert all((family_closeness(found, cost) is not None) == is_measured for cost in (9.3, 14, 28))
 
     def test_the_demo_models_are_of_their_families(self, monkeypatch):
         import folder_paths
