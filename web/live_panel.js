@@ -98,7 +98,8 @@ export class LivePanel {
   /** Shows a text below the timeline. */
   say(text, isExplanation = false) {
     this.text = [text, isExplanation];
-    this.headline.textContent = this.headline.title = text;
+    this.headline.textContent = text;
+    this.headline.title = text && `${text}\n${say("terms")}`;
     this.headline.classList.toggle("multirate-ras-reason", Boolean(isExplanation));
   }
 
@@ -115,7 +116,7 @@ export class LivePanel {
     const text = describeStep(index, this.total, step);
     const note = this.run.hasNoPreview && !this.previews.size ? ` · ${say("noPreview")}` : "";
     this.caption.textContent = describeStep(index, this.total, step, "caption") + note; // nodes may be narrow
-    this.caption.title = text + note;
+    this.caption.title = `${text}${note}\n${say("terms")}`;
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
     this.canvas.setAttribute("aria-label", say("label", { text }));
     this.timeline.show(this.steps, this.total, index, !this.isRunning);

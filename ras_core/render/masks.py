@@ -72,7 +72,7 @@ def spread(length: int, count: int) -> np.ndarray:
 def kind_of(step: Evaluation) -> str:
     if step.kind is StepKind.REGIONAL:
         return "regional"
-    return "error reset (dense)" if step.is_reset else "dense"
+    return "dense again" if step.is_reset else "dense"
 
 
 def colour_of(step: Evaluation) -> tuple[int, int, int]:
@@ -178,7 +178,7 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
     x, y = corner
-    entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
+    entries = [(DENSE, "dense"), (RESET, "dense again"), (ACTIVE, "regional")]
     entries.append((SCORE, "mean region score (right axis)"))
     for colour, label in entries:
         draw.rectangle((x, y + 8, x + 20, y + 28), fill=colour)

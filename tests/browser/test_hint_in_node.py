@@ -44,7 +44,7 @@ def test_plans_of_this_model_and_size(report):
 
 def test_another_size_has_the_familys_plan(report):
     steps = family_plans("sd3").best("2x").steps
-    told = f"about 50 % of the time · {steps} steps instead of 28 · almost the image of very many steps"
+    told = f"about 50 % of the time · {steps} steps instead of 28 · almost the image of 250 steps"
     assert report["otherSize"][0] == told
 
 
