@@ -40,8 +40,8 @@ WORDS = {
         "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
         "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
         "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
-        "reset": "*wieder vollständig* (dense again): Ein vollständiger Schritt zwischen regionalen; er beseitigt "
-        "die Fehler ausgelassener Regionen.",
+        "reset": "*wieder vollständig* (dense again): Ein vollständiger Schritt zwischen regionalen; er "
+        "beseitigt die Fehler ausgelassener Regionen.",
         "score": "*mean region score*: Regionen mit hoher Punktzahl werden zuerst berechnet; die Linie zeigt "
         "den Mittelwert aller Regionen.",
         "numbers": "Die Schritte sind hier ab 1 gezählt, bei „Fehler-Reset bei“ in „RAS Paper-Einstellungen“ "

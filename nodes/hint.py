@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ..ras_core.config import MAX_STEPS
 from ..ras_core.host.options import PlanSet
-from ..ras_core.host.outlook import inpainting_outlook, measured_outlook, outlook
+from ..ras_core.host.outlook import MOST_CFG, inpainting_outlook, measured_outlook, outlook
 from ..ras_core.host.plan_files import plans_of_source
 from ..ras_core.host.plans import PLAN_SPEEDS
 from .live import add_route
@@ -56,8 +56,8 @@ names. Each name is that of the adapter's module, by which `family_plans` finds 
 
 async def hint(request: web.Request) -> web.Response:
     """Answer a GET request with the result of `answer_to`. The query has a speed, a number of steps, a
-    sampler, a family or a file, and optionally the sampler node's denoise and cfg, a source (a chain of nodes, as
-    JSON), a width and a height, and `inpainting` if a part of the latent is given.
+    sampler, a family or a file, and optionally the sampler node's denoise and cfg, a source (a chain of
+    nodes, as JSON), a width and a height, and `inpainting` if a part of the latent is given.
     """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
@@ -88,8 +88,23 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         if answer is not None:
             return answer
     family = query.get("family") or family_of_file(query.get("file", ""))
-    answer = inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings, cfg)
+    if inpaints:
+        answer = inpainting_outlook(family, *settings, plans)
+    else:
+        answer = outlook(family, *settings, _pixels(query))
+        if cfg > MOST_CFG:
+            answer["closeness"] = None
     return answer | {"unknown": True} if is_missing(query) and answer["time"] < 1 else answer
+
+
+def _pixels(query: Mapping[str, str]) -> int | None:
+    """The number of pixels of the query's image; None if it names no size.
+
+    Raises:
+        ValueError: its width or height is no whole number.
+    """
+    sizes = query.get("width"), query.get("height")
+    return int(sizes[0]) * int(sizes[1]) if all(sizes) else None
 
 
 def is_missing(query: Mapping[str, str]) -> bool:

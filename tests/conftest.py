@@ -31,7 +31,8 @@ else:  # the same examples in every run, on a machine of any speed, and no files
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)
 
-from support.families import FAMILIES, KINDS, Family  # noqa: E402  (needs ComfyUI)
+from ras_pack.ras_core.method import small_images  # noqa: E402  (needs ComfyUI)
+from support.families import FAMILIES, KINDS, Family  # noqa: E402
 
 
 def pytest_collection_finish() -> None:
@@ -61,6 +62,18 @@ def family(request: pytest.FixtureRequest) -> Family:
 def sd3() -> Family:
     """The tiny SD3, for tests that only need one model family."""
     return FAMILIES["sd3"]
+
+
+LEAST_TOKENS, small_images.LEAST_TOKENS = small_images.LEAST_TOKENS, 0
+"""Images of tests are smaller than those in which a plan has regional steps, so the limit is lifted for all
+but the tests of the limit itself, which are marked `small_images`.
+"""
+
+
+@pytest.fixture(autouse=True)
+def _limit_of_small_images(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("small_images"):
+        monkeypatch.setattr(small_images, "LEAST_TOKENS", LEAST_TOKENS)
 
 
 @pytest.fixture(autouse=True)

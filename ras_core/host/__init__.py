@@ -24,6 +24,7 @@ Modules that sample, in reading order:
 Modules for plans (a plan determines what a run of a given speed computes):
 
 - `speed`: the plan of a run, and its noise levels; `known_levels`: where a run's own noise levels come from.
+- `run_facts`: what is known of a run before it starts.
 - `fewer_steps`: a run without RAS that costs as much as a run with RAS.
 - `plans`: finds the plans of a model.
 - `outlook`: estimates the time and the closeness of a run with a plan.

@@ -35,23 +35,17 @@ from torch import Tensor
 from ..errors import RASError
 from ..method.calibrating import GRID_SPEEDS, best_grid, densities_to_try, expected_shares, shares_to_try
 from ..method.integrator import Solver
-from ..method.plan import (
-    FULL_STEPS,
-    PLAN_SAMPLERS,
-    PLAN_SPEEDS,
-    Plan,
-    PlanSpeed,
-    plain_steps,
-)
+from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSpeed, plain_steps
 from ..method.plan_set import HERE, PlanSet
 from ..method.regional_cost import RegionalCost
 from ..method.sigma_grid import even_density
+from ..method.small_images import is_small
 from ..models import network_of
 from .fingerprint import fingerprint
 from .measured_runs import Task, block_costs, block_evaluations, closeness
 from .outer_sample import is_image
 from .plan_files import save_plans
-from .planned_model import ran_as_planned, regional_cost, with_plan, without_ras
+from .planned_model import n_tokens_of, ran_as_planned, regional_cost, with_plan, without_ras
 from .plans import FINE_LEVELS, adapter_of, family_of
 from .samplers import multirate_sampler
 
@@ -186,9 +180,11 @@ class Calibration:
 
     def _in_order(self, plain: Plan, regional: list[Plan]) -> list[Plan]:
         """The plans of a speed on the best grid, the expected one first: that with the shares of the family's
-        plan, or else the plain one.
+        plan, or the plain one if the family's plan is plain or the image is small.
         """
-        shares = expected_shares(plain.speed, self._family, self._cost) if self._cost else None
+        shares = None
+        if self._cost and not is_small(n_tokens_of(self._task.model, self._task.noise.shape[2:])):
+            shares = expected_shares(plain.speed, self._family, self._cost)
         expected = [plan for plan in regional if plan.shares == shares]
         return [*expected, plain, *(plan for plan in regional if plan.shares != shares)]
 

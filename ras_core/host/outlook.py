@@ -9,15 +9,19 @@ from ..method.family_plans import family_closeness, family_plans
 from ..method.few_steps import has_room, is_bounded, is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
+from ..method.small_images import is_small
 
 MOST_CFG = 5.0
-"""Closeness was measured with cfg 3.5. It is not given for runs with a higher cfg than this, in which the image
-changes faster from step to step."""
+"""Closeness was measured with cfg 3.5. It does not hold for runs with a higher cfg than this, in which the
+image changes faster from step to step."""
+PIXELS_PER_TOKEN = 16 * 16
+"""In most models; in the others, a token is larger."""
 
 
 def outlook(
-    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float = 1.0, cfg: float = 1.0
-) -> dict[str, Any]:
+    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float = 1.0,
+    pixels: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Estimate a run with the plan of a family.
 
     Args:
@@ -25,7 +29,8 @@ def outlook(
         speed: one of PLAN_SPEEDS.
         steps: number of steps that the sampler node asks for.
         sampler: name of the sampler; None for the one with the better plan.
-        denoise, cfg: as in KSampler.
+        denoise: as in KSampler.
+        pixels: number of pixels of the image; None if it is not known.
 
     Returns:
         `time`: the time of the run, divided by the time without RAS. It is 1 if the run has so few steps that
@@ -33,7 +38,8 @@ def outlook(
         otherwise it is below 1. `steps` and `dense`: the number of steps, and how many of them compute the
         whole image; None if the sampler has no plans, because the number of steps then stays as set.
         `closeness`: in dB, see `family_closeness`; None if it was not measured with this family and sampler,
-        if the run costs less than any that was measured, or if its cfg is above MOST_CFG.
+        if the run costs less than any that was measured, or if its image is so small that all steps are
+        dense.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     whole = steps_for(steps, denoise)
@@ -43,11 +49,11 @@ def outlook(
     if not has_plans:
         return answer
     plans = family_plans(family)
-    plan = plans.for_run(speed, sampler or None, whole)
     best = plans.best(speed)
+    is_too_small = pixels is not None and is_small(pixels // PIXELS_PER_TOKEN) and not best.is_plain
+    plan = (plans.plain_for_run if is_too_small else plans.for_run)(speed, sampler or None, whole)
     is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
-    is_measured = is_best and cfg <= MOST_CFG
-    closeness = family_closeness(family, whole / float(speed.removesuffix("x"))) if is_measured else None
+    closeness = family_closeness(family, whole / float(speed.removesuffix("x"))) if is_best else None
     plan = plan.resized(steps)
     if is_bounded(whole, speed):
         answer["time"] = plan.steps / steps

@@ -79,9 +79,13 @@ def shares_computed(shares: Sequence[float], model: ModelPatcher, size: Sequence
     Args:
         size: size of the latent, (H, W) or (1, H, W).
     """
+    return in_whole_tokens(shares, n_tokens_of(model, size))
+
+
+def n_tokens_of(model: ModelPatcher, size: Sequence[int]) -> int:
+    """The number of tokens of an image; `size` is that of its latent, (H, W) or (1, H, W)."""
     network = network_of(model.get_model_object("diffusion_model"))
-    grid = TokenGrid.of(size, adapter_for(network).patch_size(network))
-    return in_whole_tokens(shares, grid.n)
+    return TokenGrid.of(size, adapter_for(network).patch_size(network)).n
 
 
 def regional_cost(

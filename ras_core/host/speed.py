@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..config import Graphs, RASConfig
@@ -33,12 +32,11 @@ from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted_plan, fitted_to_levels
 from ..method.plan_set import ELSEWHERE, PlanSet
-from ..method.regional_cost import RegionalCost
+from ..method.regional_cost import leaves_out_references
 from ..method.schedule import decreases
-from ..models import adapter_for, network_of
+from ..method.small_images import SMALL_IMAGE_PLAN, is_small
 from ..run.trace import INPAINTING_PLAN
 from .known_levels import (
-    TOLERANCE,
     are_custom,
     begins_with_noise,
     full_steps_of_grid,
@@ -46,12 +44,11 @@ from .known_levels import (
     plan_of_grid,
     steps_of_whole,
 )
-from .measured_runs import simple_levels
-from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
-from .planned_model import regional_cost, settings_of, shares_computed
+from .planned_model import n_tokens_of, settings_of, shares_computed
 from .plans import OTHER_MODEL, connected_plans, family_of, planned_sigmas, plans_for, plans_of_family
+from .run_facts import cost_of, obstacle
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
@@ -92,12 +89,12 @@ class Speed:
             return self._without_ras(given)
         if is_inpainting(given, guider):
             return self._inpainting(given, guider)
-        if reason := _obstacle(given, guider):
+        if reason := obstacle(given, guider):
             return self._by_shares(given, guider, reason)
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         best = plans.best(self.speed, plan_sampler(given.sampler))
-        cost, is_measured = _cost_of(given, guider), measured is not None
+        cost, is_measured = cost_of(given, guider), measured is not None
         if (made_by := plan_of_grid(plans, self.speed, model, given.sigmas.tolist())) is not None:
             full_steps = given.steps * best.full_steps / best.steps  # not rounded, unlike that of the plan
             plan, budget = best.on_grid(given.steps), full_steps / self._factor
@@ -109,9 +106,13 @@ class Speed:
             asked = made_by.on_grid(given.steps).full_steps
             return replace(self._by_plan(plan, given.sigmas, given, model, whole_steps), full_steps=asked)
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
-        best = plans.for_run(self.speed, plan_sampler(given.sampler), whole_steps)
+        keeps_plan = is_measured or best.is_plain or leaves_out_references(cost)
+        is_too_small = not keeps_plan and is_small(n_tokens_of(model, given.noise.shape[2:]))
+        all_dense = self._why_all_dense(whole_steps, is_too_small)
+        choose = plans.plain_for_run if all_dense else plans.for_run
+        best = choose(self.speed, plan_sampler(given.sampler), whole_steps)
         plan = best.resized(given.steps)
-        if has_room(whole_steps, self.speed):
+        if not all_dense:
             plan = fitted_plan(plan, best, given.steps / self._factor, cost, is_measured)
             plan = (plan or plans.plain(self.speed, best.sampler)).resized(given.steps)
         wanted = planned_sigmas(plan, given.sigmas, model)
@@ -119,8 +120,14 @@ class Speed:
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
         settings = self._by_plan(plan, wanted, given, model, whole_steps, remark)
-        said = settings.plan if has_room(whole_steps, self.speed) else f"{settings.plan}{FEW_STEPS_PLAN}"
+        said = settings.plan if all_dense is None else f"{settings.plan}{all_dense}"
         return replace(settings, plan=said, shortfall=self._bound(whole_steps))
+
+    def _why_all_dense(self, whole_steps: float, is_too_small: bool) -> str | None:
+        """How the text of a plan says why the run has no regional steps; None if it may have some."""
+        if not has_room(whole_steps, self.speed):
+            return FEW_STEPS_PLAN
+        return SMALL_IMAGE_PLAN if is_too_small else None
 
     def _bound(self, whole_steps: float) -> str:
         """Why a run of so few steps, counted for the whole schedule, does not reach the speed; else empty."""
@@ -147,7 +154,7 @@ class Speed:
 
     def _inpainting(self, given: OuterSample, guider: Any) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
-        if reason := _obstacle(given, guider):
+        if reason := obstacle(given, guider):
             return self._dense(given, reason)
         model = guider.model_patcher
         plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
@@ -204,7 +211,7 @@ class Speed:
         """The settings of a run that keeps the sampler's own noise levels, so that only regional steps can
         make it faster. These compute shares of tokens with which the run comes closest to the speed.
         """
-        cost = _cost_of(given, guider)
+        cost = cost_of(given, guider)
         wanted = self._factor
         if not has_room(steps_of_whole(guider.model_patcher, given.sigmas.tolist()), self.speed):
             settings = self._without_ras(given)
@@ -219,29 +226,7 @@ class Speed:
         return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
 
 
-def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
-    """A function that gives a step's cost for its share of tokens, for the run's model, latent size and
-    conditionings.
-    """
-    network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-    conds = [cond for group in guider.conds.values() for cond in group]
-    return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
-
-
 def _told(plan: Plan, given: OuterSample, model: ModelPatcher) -> str:
     """The line about a plan, with the share of tokens that its run computes."""
     computed = shares_computed(plan.shares, model, given.noise.shape[2:])
     return described(plan.speed, computed, plan.full_steps)
-
-
-def _obstacle(given: OuterSample, guider: Any) -> str | None:
-    """Why a plan's noise levels cannot replace the sampler's noise levels; None if nothing prevents this."""
-    wrappers = guider.model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
-    if any(each for key, each in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).items() if key != KEY):
-        return "another node wraps the sampler and may expect these noise levels"
-    if plan_sampler(given.sampler) is None:
-        return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
-    levels, model = given.sigmas.tolist(), guider.model_patcher
-    if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
-        return "they are outside the range of the model's own noise levels"
-    return None

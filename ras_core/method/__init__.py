@@ -18,7 +18,8 @@ each other), `editing` (the same for runs with reference images), `plan_json` (r
 `regional_cost` and `plan_candidates` (what a regional step costs, and which token shares to try at a given
 cost), `calibrating` (what a calibration tries), `plan_fitting` (other token shares, with which another run
 has the cost of the plan's speed), `family_plans` (plans for a model that has not been calibrated), and
-`few_steps` (which runs have too few steps for a plan).
+`few_steps` and `small_images` (which runs have too few steps, and which images too few tokens, for regional
+steps).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes.

@@ -193,6 +193,11 @@ class TestCalibration:
             assert [share < 1 for share in expected.shares] == [share < 1 for share in wanted.shares]
             assert not expected.is_plain and expected.closeness is not None
 
+    @pytest.mark.small_images
+    def test_a_small_image_is_expected_to_have_dense_steps_only(self, sd3, short):
+        plans = calibrate(sd3, sd3.build()).plans
+        assert plans[0].is_plain and not all(plan.is_plain for plan in plans)
+
     def test_a_gain_of_one_image_alone_is_no_reason_for_another_plan(self, sd3, short, monkeypatch):
         gains = itertools.count()  # every run is 10 dB closer than the one before, in the first image
         monkeypatch.setattr(calibration, "closeness", lambda *latents: (20.0 + 10.0 * next(gains), 20.0))

@@ -28,6 +28,7 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.host.speed import REPLACED, Speed
+from ras_pack.ras_core.method import small_images
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.few_steps import AT_LEAST, FEW_STEPS_PLAN, NO_ROOM, STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
@@ -249,6 +250,21 @@ class TestCost:
             text = {"positive": flux.conditioning(1, rows=rows), "negative": flux.conditioning(2, rows=rows)}
             _, trace = ras_ksampler(flux, "2x", flux.build(), sampler_name="dpmpp_2m", **text)
             assert (trace.n_steps, trace.regional_steps, trace.notes) == expected
+
+    @pytest.mark.small_images
+    def test_a_small_image_has_dense_steps_only(self, sd3, monkeypatch):
+        """Unless its plan was measured at this size."""
+        for limit, regional in ((49, 0), (48, 12)):  # the image has 48 tokens
+            monkeypatch.setattr(small_images, "LEAST_TOKENS", limit)
+            _, trace = ras_ksampler(sd3, "2x")
+            assert (trace.n_steps, trace.regional_steps) == (17 if regional else 14, regional)
+            assert trace.plan.endswith(small_images.SMALL_IMAGE_PLAN) == (not regional)
+        monkeypatch.setattr(small_images, "LEAST_TOKENS", 49)
+        assert ras_ksampler(sd3, "2x", plan=planned())[1].regional_steps > 0
+
+    @pytest.mark.small_images
+    def test_512_pixels_are_not_small(self):
+        assert not small_images.is_small(32 * 32) and small_images.is_small(24 * 24)
 
     def test_what_is_reached_is_said(self, sd3, info):
         text = {"positive": sd3.conditioning(1, rows=40), "negative": sd3.conditioning(2, rows=40)}

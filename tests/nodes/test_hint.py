@@ -65,9 +65,15 @@ class TestOutlook:
         assert found == [32.5, 30.6, 29.5, 29.5, None]
         assert outlook("sd3", "2x", 50, None)["closeness"] == outlook("sd3", "1.5x", 28, None)["closeness"]
 
+    @pytest.mark.small_images
+    def test_a_small_image_has_dense_steps_only(self):
+        dense = {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
+        asked = {"speed": "2x", "steps": "28", "family": "sd3"}
+        assert answer_to({**asked, "width": "384", "height": "384"}) == dense
+        assert answer_to({**asked, "width": "512", "height": "512"}) == answer_to(asked) != dense
+
     def test_closeness_is_not_told_for_a_higher_cfg_than_was_measured(self):
         for cfg, is_told in ((1.0, True), (5.0, True), (8.0, False)):
-            assert (outlook("sd3", "2x", 28, None, cfg=cfg)["closeness"] is not None) == is_told
             asked = {"speed": "2x", "steps": "28", "family": "sd3", "cfg": str(cfg)}
             assert (answer_to(asked)["closeness"] is not None) == is_told
 
