@@ -5,7 +5,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chainOf, isOff, isSetByUser, linkOf, originOf, valueOf } from "./graph.js";
+import { chainOf, inputOf, isOff, isSetByUser, linkOf, originOf, placeOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
 import { modelLinks, modelOf, sourceOf } from "./model_source.js";
 import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
@@ -95,8 +95,9 @@ class Hint {
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
     const behind = samplersOf(node);
-    const samplers = behind.filter((one) => one === node || !replaces(one));
-    if (!samplers.length) return this.show("", say("replaced", { node: behind[0].title }));
+    const known = behind.filter((one) => one.node === node || !replaces(one));
+    if (behind.length && !known.length) return this.show("", say("replaced", { node: behind[0].node.title }));
+    const samplers = known.length ? known : [null];
     const steps = samplers.map(stepsOf);
     if (speed === "custom") {
       const hasGain = steps.some((known) => hasRegionalStep(node, known));
@@ -106,7 +107,8 @@ class Hint {
     const calibration = plan == null ? null : originOf(node, plan);
     if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
     const queries = samplers.map((sampler) => this.queryOf(sampler, calibration));
-    const asked = `${queries.join(" ")}${calibration ? " (connected)" : ""}`;
+    // All that the text depends on.
+    const asked = JSON.stringify([...queries.map(String), ...steps, Boolean(calibration)]);
     if (asked === this.asked) return;
     this.asked = asked;
     const answers = await Promise.all(queries.map(estimateOf));
@@ -118,18 +120,18 @@ class Hint {
     this.show(asked, ...together(told, samplers));
   }
 
-  /** What the server is asked about the run of a sampler, which may be unknown. */
+  /** What the server is asked about the run of a sampler, which may be unknown, or its steps: then a usual run. */
   queryOf(sampler, calibration) {
     const { node } = this;
     return new URLSearchParams({
       speed: valueOf(node, "speed"),
       steps: stepsOf(sampler) || USUAL_STEPS,
-      denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
-      sampler: valueOf(solverOf(sampler), "sampler_name") ?? "",
+      denoise: inputOf(scheduleOf(sampler), "denoise") ?? "",
+      sampler: inputOf(solverOf(sampler), "sampler_name") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
-      ...sizeOf(calibration ?? sampler ?? node),
+      ...sizeOf(calibration ? placeOf(calibration) : sampler ?? placeOf(node)),
     });
   }
 
@@ -144,18 +146,20 @@ class Hint {
 
   /** Of an answer: the text, its tooltip, the text for a badge, and the least that can be said. */
   tell({ time, steps, closeness, measured, unknown }, speed, total) {
-    if (time >= 1) return steps == null ? ["", "", "", ""] : [say("few"), "", say("noGain"), say("none")];
+    if (time >= 1) return steps == null || !total ? ["", "", "", ""] : [say("few"), "", say("noGain"), say("none")];
     const share = say("time", { share: Math.round(time * 100) });
     // RAS Compare makes three runs; the estimate is of one of them.
     const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
     if (unknown) steps = total = null; // how many steps depends on the model, whose file is missing
-    if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
+    if (!total) steps = closeness = null; // the answer is for another number of steps
+    if (steps) parts.push(say("steps", { steps, total }));
     else if (total) parts.push(say("keepsSteps", { total }));
     const short = parts.slice(0, steps ? 2 : 1).join(" · "); // a badge is not much wider than a node
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));
-      return [parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short, share];
+      const source = total ? say("measuredSource", { speed, dB: measured.toFixed(1) }) : say("measuredTime", { speed });
+      return [parts.join(" · "), source, short, share];
     }
     const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
     return [parts.join(" · "), say("source", { speed, closeness: dB }), short, share];
@@ -181,7 +185,7 @@ function together(told, samplers) {
   const [all, sources, , least] = [0, 1, 2, 3].map((i) => told.map((texts) => texts[i]));
   const isSame = (texts) => texts.every((text) => text === texts[0]);
   if (isSame(all)) return told[0].slice(0, 3);
-  const numbered = (texts, form) => texts.map((text, i) => text && form(i + 1, text, samplers[i])).filter(Boolean);
+  const numbered = (texts, form) => texts.map((text, i) => text && form(i + 1, text, samplers[i]?.node)).filter(Boolean);
   const details = numbered(all, (i, text, { title }) => say("sampler", { name: `${i} (${title})`, text }));
   const tooltip = [...details, ...new Set(sources.filter(Boolean))].join("\n");
   if (isSame(least)) return [least[0], tooltip, least[0]];

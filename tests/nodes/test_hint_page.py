@@ -193,9 +193,46 @@ def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
     assert text == NO_GAIN
 
 
-def test_a_sampler_without_known_steps(tmp_path):
-    (asked,), _ = shown(tmp_path, [LOADER, patch()], GAINS)
+CLOSE = {**GAINS, "closeness": 35}
+
+
+def test_without_a_sampler_only_the_time_is_known(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch()], CLOSE)
+    (asked,) = found["asked"]
     assert asked.items() >= {**FACTS, "steps": "28", "sampler": ""}.items()
+    assert found["text"] == "about 50 % of the time" and "dB" not in found["tooltip"]
+
+
+def test_without_a_sampler_a_measured_plan_has_no_closeness(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch()], {**GAINS, "measured": 21.3})
+    assert found["text"] == "about 50 % of the time · measured on your model"
+    assert "RAS Calibrate measured" in found["tooltip"] and "dB" not in found["tooltip"]
+
+
+def linked_steps(kind, **changes):
+    """A sampler whose steps come from another node; its own widget still has an old number."""
+    sampler = ksampler(steps=28)
+    sampler["inputs"].append({"name": "steps", "type": "INT", "link": 9})
+    return [LOADER, patch(), sampler, node(9, kind, {"value": 20}, outputs={"INT": [9]}) | changes]
+
+
+@pytest.mark.parametrize("virtual", [False, True], ids=["a node", "the front end's own primitive"])
+def test_linked_steps(tmp_path, virtual):
+    nodes = linked_steps("PrimitiveInt", isVirtualNode=virtual)
+    (asked,), text = shown(tmp_path, nodes, {**GAINS, "steps": 12})
+    assert asked["steps"] == "20" and text == "about 50 % of the time · 12 steps instead of 20"
+
+
+def test_linked_steps_that_a_node_computes(tmp_path):
+    _, text = shown(tmp_path, linked_steps("Computes", widgets=[]), CLOSE)
+    assert text == "about 50 % of the time"
+
+
+def test_steps_that_become_known(tmp_path):
+    """The server's answer is the same as before, when it was asked about a usual run."""
+    unknown = ksampler(steps=None) | {"outputs": [], "widgets": [{"name": "steps", "value": None}]}
+    _, text = shown(tmp_path, [LOADER, patch(), unknown], GAINS, {"steps": 28, "answer": GAINS})
+    assert text == "about 50 % of the time · 17 steps instead of 28"
 
 
 def two_passes(**changes):
