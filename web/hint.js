@@ -5,10 +5,11 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chainOf, isOff, isSetByUser, linkOf, originOf, valueOf } from "./graph.js";
+import { chainOf, inputOf, isOff, isSetByUser, linkOf, originOf, placeOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
 import { modelLinks, modelOf, sourceOf } from "./model_source.js";
 import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
+import { together } from "./several_samplers.js";
 import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
@@ -95,18 +96,21 @@ class Hint {
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
     const behind = samplersOf(node);
-    const samplers = behind.filter((one) => one === node || !replaces(one));
-    if (!samplers.length) return this.show("", say("replaced", { node: behind[0].title }));
+    const known = behind.filter((one) => one.node === node || !replaces(one));
+    if (behind.length && !known.length) return this.show("", say("replaced", { node: behind[0].node.title }));
+    const samplers = known.length ? known : [null];
     const steps = samplers.map(stepsOf);
     if (speed === "custom") {
-      const hasGain = steps.some((known) => hasRegionalStep(node, known));
+      const hasGain = steps.some((total) => hasRegionalStep(node, total));
       return this.show("", say(hasGain ? "custom" : "customAllDense"));
     }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
     if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
     const queries = samplers.map((sampler) => this.queryOf(sampler, calibration));
-    const asked = `${queries.join(" ")}${calibration ? " (connected)" : ""}`;
+    // All that the text depends on.
+    const titles = behind.map((one) => one.node.title);
+    const asked = JSON.stringify([...queries.map(String), ...steps, ...titles, Boolean(calibration)]);
     if (asked === this.asked) return;
     this.asked = asked;
     const answers = await Promise.all(queries.map(estimateOf));
@@ -114,23 +118,25 @@ class Hint {
     if (answers.includes(null)) return this.show(asked, ""); // what it says is about other settings; the next change asks again
     const isUnmeasured = answers.some(({ measured, time }) => measured == null && time < 1);
     if (calibration && isUnmeasured) return this.show(asked, say("plan"));
-    const told = answers.map((answer, i) => this.tell(answer, speed, steps[i]));
-    this.show(asked, ...together(told, samplers));
+    const told = answers.map((answer, i) => this.tell(answer, speed, steps[i], isInpainting(samplers[i])));
+    const [text, tooltip, short] = together(told, samplers);
+    const others = behind.filter((one) => !known.includes(one)).map(({ node }) => say("replaced", { node: node.title }));
+    this.show(asked, text, [tooltip, ...new Set(others)].filter(Boolean).join("\n"), short);
   }
 
-  /** What the server is asked about the run of a sampler, which may be unknown. */
+  /** What the server is asked about the run of a sampler, which may be unknown, or its steps: then a usual run. */
   queryOf(sampler, calibration) {
     const { node } = this;
     return new URLSearchParams({
       speed: valueOf(node, "speed"),
       steps: stepsOf(sampler) || USUAL_STEPS,
-      denoise: valueOf(scheduleOf(sampler), "denoise") ?? "",
-      sampler: valueOf(solverOf(sampler), "sampler_name") ?? "",
-      cfg: valueOf(sampler, "cfg") ?? "",
+      denoise: inputOf(scheduleOf(sampler), "denoise") ?? "",
+      sampler: inputOf(solverOf(sampler), "sampler_name") ?? "",
+      cfg: inputOf(sampler, "cfg") ?? "",
       ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
-      ...sizeOf(calibration ?? sampler ?? node),
+      ...sizeOf(calibration ? placeOf(calibration) : sampler ?? placeOf(node)),
     });
   }
 
@@ -144,50 +150,53 @@ class Hint {
   }
 
   /** Of an answer: the text, its tooltip, the text for a badge, and the least that can be said. */
-  tell({ time, steps, closeness, measured, unknown }, speed, total) {
-    if (time >= 1) return steps == null ? ["", "", "", ""] : [say("few"), "", say("noGain"), say("none")];
+  tell({ time, steps, closeness, measured, unknown }, speed, total, inpaints) {
+    const marked = (text) => (inpaints ? say("ofInpainting", { text }) : text);
+    if (time >= 1) return noGain(steps, total, marked);
     const share = say("time", { share: Math.round(time * 100) });
-    // RAS Compare makes three runs; the estimate is of one of them.
-    const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
     if (unknown) steps = total = null; // how many steps depends on the model, whose file is missing
-    if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
+    if (!total) steps = closeness = null; // the answer is for another number of steps
+    const least = marked(share);
+    const first = steps ? share : least;
+    // RAS Compare makes three runs; the estimate is of one of them.
+    const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: first }) : first];
+    if (steps) parts.push(marked(say("steps", { steps, total })));
     else if (total) parts.push(say("keepsSteps", { total }));
     const short = parts.slice(0, steps ? 2 : 1).join(" · "); // a badge is not much wider than a node
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
-    if (measured != null) {
-      parts.push(say("measured"));
-      return [parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }), short, share];
-    }
-    const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
-    return [parts.join(" · "), say("source", { speed, closeness: dB }), short, share];
+    if (measured != null) parts.push(say("measured"));
+    return [parts.join(" · "), sourceOfEstimate(speed, closeness, measured, total), short, least];
   }
 
   show(asked, text, tooltip = "", short = "") {
     this.asked = asked;
     this.short = short;
     if (this.element.textContent !== text) this.element.textContent = text;
+    this.element.className = text.includes("\n") ? "multirate-ras-hint multirate-ras-lines" : "multirate-ras-hint";
     this.element.title = tooltip;
     this.showOutside();
   }
+}
+
+/** The same texts of a run that takes as long as without RAS; empty ones if that may depend on the number of steps. */
+function noGain(steps, total, marked) {
+  const none = say("none");
+  if (total && steps != null) return [say("few"), "", say("noGain"), none];
+  const text = marked(none) === none ? "" : marked(none);
+  return [text, "", text, text];
+}
+
+/** Where an estimate comes from. Without a known number of steps, closeness is unknown too. */
+function sourceOfEstimate(speed, closeness, measured, total) {
+  if (measured != null && !total) return say("measuredTime", { speed });
+  if (measured != null) return say("measuredSource", { speed, dB: measured.toFixed(1) });
+  return say("source", { speed, closeness: closeness ? say("closeness", { dB: Math.round(closeness) }) : "" });
 }
 
 /** The server's answer; null if there is none. */
 async function estimateOf(query) {
   const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
   return answer?.ok ? answer.json() : null;
-}
-
-/** Of what is told of several samplers: the text, its tooltip, and the text for a badge. */
-function together(told, samplers) {
-  const [all, sources, , least] = [0, 1, 2, 3].map((i) => told.map((texts) => texts[i]));
-  const isSame = (texts) => texts.every((text) => text === texts[0]);
-  if (isSame(all)) return told[0].slice(0, 3);
-  const numbered = (texts, form) => texts.map((text, i) => text && form(i + 1, text, samplers[i])).filter(Boolean);
-  const details = numbered(all, (i, text, { title }) => say("sampler", { name: `${i} (${title})`, text }));
-  const tooltip = [...details, ...new Set(sources.filter(Boolean))].join("\n");
-  if (isSame(least)) return [least[0], tooltip, least[0]];
-  const lines = numbered(least, (i, text) => say("sampler", { name: i, text })); // a node has room for two
-  return [lines.join("\n"), tooltip, numbered(least, (i, text) => `${i}. ${text}`).join("\n")];
 }
 
 /** Whether a run with speed = custom may have a step that computes only a part of the image; `steps` may be unknown. */
@@ -207,6 +216,7 @@ function addStyle() {
   style.textContent =
     ".multirate-ras-hint { overflow: hidden; padding: 0 4px; white-space: pre-line; color: var(--descrip-text, #999);" +
     " font: 12px/17px Inter, Arial, sans-serif; }" +
+    ".multirate-ras-lines { white-space: pre; text-overflow: ellipsis; }" + // each stays one line
     ".multirate-ras-outside { margin: 0 8px; }"; // as far in as the widgets of Nodes 2.0
   document.head.append(style);
 }

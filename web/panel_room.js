@@ -1,6 +1,8 @@
 // The room that live views have in a node: how much height they add to it. A subgraph's node shows the views of all the
 // samplers inside, so each of them can come and go while others stay; if there are several, they have titles.
 
+import { namesOf } from "./names.js";
+
 const rooms = new WeakMap(); // node -> its Room
 
 /** The room of a node; a new one if the node shows no live view yet. */
@@ -40,10 +42,8 @@ class Room {
   /** Tells which sampler each panel belongs to, if there are several. */
   entitle() {
     const panels = [...this.panels];
-    for (const panel of panels) {
-      const isUnique = panels.every((one) => one === panel || one.title !== panel.title);
-      panel.entitle(panels.length < 2 ? "" : isUnique ? panel.title : `${panel.title} #${panel.id}`);
-    }
+    const names = namesOf(panels);
+    panels.forEach((panel, i) => panel.entitle(panels.length < 2 ? "" : names[i]));
   }
 
   /** The height of all panels. */

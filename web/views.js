@@ -1,7 +1,7 @@
 // Tracks which nodes show a live view: the sampler node, and each subgraph node that contains it.
 
 import { app } from "../../scripts/app.js";
-import { nodesBefore, rootGraph } from "./graph.js";
+import { placeOf, placesBefore, rootGraph } from "./graph.js";
 import { LivePanel } from "./live_panel.js";
 
 export const views = new Map(); // node id on the server -> View
@@ -58,7 +58,7 @@ export function dropUnpatched() {
 
 /** Whether RAS Patch Model, which may be turned off, is before a node along links, also through subgraphs. */
 function isPatched(node) {
-  return [...nodesBefore(node)].some((one) => one.comfyClass === PATCH);
+  return [...placesBefore(placeOf(node)).values()].some((one) => one.node.comfyClass === PATCH);
 }
 
 function dropWithNode(node) {

@@ -1,10 +1,11 @@
 // The tests' scenarios in the browser. Run as `node scenarios.mjs JOB` with JOB as JSON; prints a report as JSON.
 
 import { Browser } from "./comfy_page.mjs";
+import { estimates } from "./estimates.mjs";
 import { NEW_SEED, prepare } from "./prepare.mjs";
 import { twoSamplers } from "./two_samplers.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint, twoSamplers };
+const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint, twoSamplers, estimates };
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another, even with advanced inputs? */
 async function load(browser, { workflows }) {

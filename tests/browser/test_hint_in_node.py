@@ -49,7 +49,7 @@ def test_another_size_has_the_familys_plan(report):
 
 
 def test_inpainting_has_dense_steps_only(report):
-    assert report["inpainting"] == "about 50 % of the time · 14 steps instead of 28"
+    assert report["inpainting"] == "about 50 % of the time · 14 steps instead of 28 (inpainting)"
 
 
 def test_a_connected_calibration(report):

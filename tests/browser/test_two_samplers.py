@@ -27,6 +27,11 @@ def test_each_view_has_the_title_of_its_sampler_but_none_in_the_sampler_itself(r
     assert [panel["title"] for panel in report["inside"]] == ["", ""]
 
 
+def test_the_estimate_and_the_views_name_samplers_of_equal_titles_alike(report):
+    names = [line.rpartition(" · ")[2] for line in report["equal"]["estimate"].split("\n")]
+    assert names == report["equal"]["titles"] and all(name.startswith("KSampler #") for name in names)
+
+
 def test_it_has_its_former_height_after_a_run_without_ras(report):
     assert report["without"]["height"] < report["before"]["height"] + 20
 
@@ -37,5 +42,5 @@ def test_a_workflow_is_saved_without_the_height_of_the_views(report):
 
 def test_the_estimate_is_no_wider_than_the_node(report):
     (left, right), (first, last) = report["boxes"]
-    assert report["estimate"] == "1. about 50 % of the time\n2. no gain"
+    assert report["estimate"] == "about 50 % of the time · KSampler\nno gain · Second pass"
     assert first <= left < right <= last

@@ -15,6 +15,7 @@ export async function twoSamplers(browser, { workflow, sampler }) {
   const isOver = (panels) => panels.length === 2 && panels.every((one) => one.isOver);
   const panels = await page.until(() => panelsOnPage(page), isOver);
   await page.screenshot("two_samplers");
+  const equal = await equalTitles(page);
   const after = await measure(page);
   const inside = await bypassInside(page);
   ends.push(await runAgain(page));
@@ -23,7 +24,7 @@ export async function twoSamplers(browser, { workflow, sampler }) {
   await page.screenshot("two_samplers_without");
   const without = await measure(page);
   await page.setting("Comfy.Execution.PreviewMethod", "default");
-  return { ends, estimate, boxes, before, panels, inside, after, without, problems: page.problems };
+  return { ends, estimate, boxes, before, panels, equal, inside, after, without, problems: page.problems };
 }
 
 /** In the page: puts RAS Patch Model and two samplers in the place of the given one, and these in a subgraph. */
@@ -74,6 +75,20 @@ async function bypassInside(page) {
   });
   await page.settle(1000);
   return panels;
+}
+
+/** A run with samplers of the same title: what the estimate says, and the titles of the views. */
+async function equalTitles(page) {
+  const entitle = (title) => page.page.evaluate((title) => {
+    window.subgraphNode.subgraph.nodes.filter((one) => one.type === "KSampler").at(-1).title = title;
+  }, title);
+  await entitle("KSampler");
+  await runAgain(page);
+  const titles = await page.until(() => panelsOnPage(page), (panels) => panels.every((one) => one.isOver && one.title.includes("#")));
+  const estimate = await page.until(() => page.estimateOutside(), (text) => text.includes("#"));
+  await page.screenshot("two_samplers_equal");
+  await entitle("Second pass");
+  return { estimate, titles: titles.map((one) => one.title) };
 }
 
 async function runAgain(page) {

@@ -47,7 +47,8 @@ setTimeout(() => {
 }, 400);
 """
 SCRIPTS = (
-    "hint.js", "hint_badge.js", "graph.js", "model_source.js", "samplers.js", "unlisted.js", "words.js",
+    "hint.js", "hint_badge.js", "graph.js", "model_source.js", "names.js", "samplers.js",
+    "several_samplers.js", "unlisted.js", "words.js",
 )  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
@@ -193,9 +194,46 @@ def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
     assert text == NO_GAIN
 
 
-def test_a_sampler_without_known_steps(tmp_path):
-    (asked,), _ = shown(tmp_path, [LOADER, patch()], GAINS)
+CLOSE = {**GAINS, "closeness": 35}
+
+
+def test_without_a_sampler_only_the_time_is_known(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch()], CLOSE)
+    (asked,) = found["asked"]
     assert asked.items() >= {**FACTS, "steps": "28", "sampler": ""}.items()
+    assert found["text"] == "about 50 % of the time" and "dB" not in found["tooltip"]
+
+
+def test_without_a_sampler_a_measured_plan_has_no_closeness(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch()], {**GAINS, "measured": 21.3})
+    assert found["text"] == "about 50 % of the time · measured on your model"
+    assert "RAS Calibrate measured" in found["tooltip"] and "dB" not in found["tooltip"]
+
+
+def linked_steps(kind, **changes):
+    """A sampler whose steps come from another node; its own widget still has an old number."""
+    sampler = ksampler(steps=28)
+    sampler["inputs"].append({"name": "steps", "type": "INT", "link": 9})
+    return [LOADER, patch(), sampler, node(9, kind, {"value": 20}, outputs={"INT": [9]}) | changes]
+
+
+@pytest.mark.parametrize("virtual", [False, True], ids=["a node", "the front end's own primitive"])
+def test_linked_steps(tmp_path, virtual):
+    nodes = linked_steps("PrimitiveInt", isVirtualNode=virtual)
+    (asked,), text = shown(tmp_path, nodes, {**GAINS, "steps": 12})
+    assert asked["steps"] == "20" and text == "about 50 % of the time · 12 steps instead of 20"
+
+
+def test_linked_steps_that_a_node_computes(tmp_path):
+    _, text = shown(tmp_path, linked_steps("Computes", widgets=[]), CLOSE)
+    assert text == "about 50 % of the time"
+
+
+def test_steps_that_become_known(tmp_path):
+    """The server's answer is the same as before, when it was asked about a usual run."""
+    unknown = ksampler(steps=None) | {"outputs": [], "widgets": [{"name": "steps", "value": None}]}
+    _, text = shown(tmp_path, [LOADER, patch(), unknown], GAINS, {"steps": 28, "answer": GAINS})
+    assert text == "about 50 % of the time · 17 steps instead of 28"
 
 
 def two_passes(**changes):
@@ -215,17 +253,71 @@ LESS = {"time": 0.57, "steps": 8, "dense": 2, "closeness": None}
 def test_two_samplers_have_an_estimate_each_in_their_order(tmp_path):
     found = page_of(tmp_path, two_passes(), [GAINS, LESS])
     assert [one["steps"] for one in found["asked"]] == ["28", "14"]
-    assert found["text"] == "sampler 1: about 50 % of the time\nsampler 2: about 57 % of the time"
+    assert found["text"] == "about 50 % of the time · KSampler\nabout 57 % of the time · Second pass"
     first, second, source = found["tooltip"].split("\n")
-    assert first == "sampler 1 (KSampler): about 50 % of the time · 17 steps instead of 28"
-    assert second == "sampler 2 (Second pass): about 57 % of the time · 8 steps instead of 14"
+    assert first == "KSampler: about 50 % of the time · 17 steps instead of 28"
+    assert second == "Second pass: about 57 % of the time · 8 steps instead of 14"
     assert source.startswith("Estimated from the plan for 2x")
 
 
 def test_a_second_sampler_without_a_gain(tmp_path):
     found = page_of(tmp_path, two_passes(), [GAINS, STAYS_OUT])
-    assert found["text"] == "sampler 1: about 50 % of the time\nsampler 2: no gain"
-    assert f"sampler 2 (Second pass): {NO_GAIN}" in found["tooltip"].split("\n")
+    assert found["text"] == "about 50 % of the time · KSampler\nno gain · Second pass"
+    _, second, source = found["tooltip"].split("\n")
+    assert second == f"Second pass: {NO_GAIN}" and source.startswith("KSampler: Estimated from the plan")
+
+
+def test_equal_titles_have_the_samplers_ids(tmp_path):
+    nodes = two_passes()
+    nodes[-1]["title"] = "KSampler"
+    found = page_of(tmp_path, nodes, [GAINS, LESS])
+    assert found["text"] == "about 50 % of the time · KSampler #3\nabout 57 % of the time · KSampler #4"
+    names = [line.partition(":")[0] for line in found["tooltip"].split("\n")]
+    assert names[:2] == ["KSampler #3", "KSampler #4"]
+
+
+def test_different_sources_say_of_which_sampler_they_are(tmp_path):
+    """A long run and a short one take the same share of time, only the closeness of the first is known."""
+    found = page_of(tmp_path, two_passes(), [CLOSE, {**LESS, "time": 0.5}])
+    assert found["text"] == "about 50 % of the time"
+    sources = found["tooltip"].split("\n")[2:]
+    assert [source.partition(": ")[0] for source in sources] == ["KSampler", "Second pass"]
+    assert "35 dB" in sources[0] and "dB" not in sources[1]
+
+
+def test_equal_sources_are_one(tmp_path):
+    same = {**LESS, "time": 0.5}
+    lines = page_of(tmp_path, two_passes(), [same, {**same, "steps": 9}])["tooltip"].split("\n")
+    assert len(lines) == 3 and lines[2].startswith("Estimated from the plan")
+
+
+def masked(nodes):
+    """The same with a mask for the latent of the last sampler."""
+    latents = [one for one in nodes[-1]["inputs"] if one["type"] == "LATENT"]
+    given = {"samples": ("LATENT", latents[0]["link"] if latents else None)}
+    mask = node(9, "SetLatentNoiseMask", inputs=given, outputs={"LATENT": [9]})
+    kept = [one for one in nodes[-1]["inputs"] if one["type"] != "LATENT"]
+    nodes[-1]["inputs"] = [*kept, {"name": "latent_image", "type": "LATENT", "link": 9}]
+    return [nodes[0], mask, *nodes[1:]]
+
+
+def test_inpainting(tmp_path):
+    found = page_of(tmp_path, masked([LOADER, patch(), ksampler(steps=20)]), {**GAINS, "steps": 10})
+    assert found["asked"][0]["inpainting"] == "1"
+    assert found["text"] == "about 50 % of the time · 10 steps instead of 20 (inpainting)"
+
+
+def test_inpainting_in_one_of_two_samplers_that_take_the_same_share(tmp_path):
+    nodes = masked(two_passes())
+    _, text = shown(tmp_path, nodes, [GAINS, {**LESS, "time": 0.5}])
+    assert text == "about 50 % of the time · KSampler\nabout 50 % of the time (inpainting) · Second pass"
+
+
+def test_inpainting_without_a_gain(tmp_path):
+    """Other samplers than euler and dpmpp_2m have no plans, and keep their steps."""
+    answer = {"time": 1.0, "steps": None, "dense": None, "closeness": None}
+    nodes = masked([LOADER, patch(), ksampler(steps=20, sampler_name="uni_pc")])
+    assert shown(tmp_path, nodes, answer)[1] == "no gain (inpainting)"
 
 
 def test_two_samplers_with_the_same_estimate(tmp_path):
@@ -272,5 +364,7 @@ def test_a_sampler_beside_a_comparison(tmp_path):
     compare = ksampler(steps=20) | {"id": 4, "comfyClass": "RASCompare", "title": "RAS Compare"}
     compare["inputs"] = [{"name": "model", "type": "MODEL", "link": 3}]
     patched = patch() | {"outputs": [{"type": "MODEL", "links": [3, 2]}]}
-    (asked,), text = shown(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
-    assert asked["steps"] == "28" and text == "about 50 % of the time · 17 steps instead of 28"
+    found = page_of(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
+    assert [one["steps"] for one in found["asked"]] == ["28"]
+    assert found["text"] == "about 50 % of the time · 17 steps instead of 28"
+    assert found["tooltip"].split("\n")[1:] == ["no effect: RAS Compare has its own settings"]

@@ -9,7 +9,7 @@ from support.node_js import run_page
 PAGE = """
 import { readFileSync } from "node:fs";
 import { roomOf } from "./extensions/pack/panel_room.js";
-const { titles, isNodes2, rest } = JSON.parse(readFileSync(0, "utf8"));
+const { titles, ids, isNodes2, rest } = JSON.parse(readFileSync(0, "utf8"));
 globalThis.LiteGraph = { vueNodesMode: isNodes2 };
 class Node {
   size = [200, 100];
@@ -19,7 +19,7 @@ class Node {
 const node = new Node();
 const room = roomOf(node);
 const panels = titles.map((title, i) => ({
-  title, id: String(i + 3), isBelow: !isNodes2, widget: {}, heading: "",
+  title, id: ids[i] ?? String(i + 3), isBelow: !isNodes2, widget: {}, heading: "",
   height() { return this.heading ? 320 : 300; },
   entitle(text) { this.heading = text; },
 }));
@@ -40,10 +40,10 @@ console.log(JSON.stringify({ ...found, left: panels[rest.at(-1)]?.heading }));
 """
 
 
-def room(tmp_path, titles, remove=(), nodes2=False):
+def room(tmp_path, titles, remove=(), nodes2=False, ids=()):
     """What a room makes of panels with these titles, and of the removal of some of them, by index."""
-    given = {"titles": titles, "isNodes2": nodes2, "rest": list(remove)}
-    return run_page(tmp_path, PAGE, ("panel_room.js",), given)
+    given = {"titles": titles, "ids": list(ids), "isNodes2": nodes2, "rest": list(remove)}
+    return run_page(tmp_path, PAGE, ("panel_room.js", "names.js"), given)
 
 
 def test_a_single_view_has_no_title(tmp_path):
@@ -57,6 +57,19 @@ def test_several_have_the_samplers_titles(tmp_path):
 def test_equal_titles_have_the_samplers_numbers(tmp_path):
     headings = room(tmp_path, ["KSampler", "Upscale", "KSampler"])["headings"]
     assert headings == ["KSampler #3", "Upscale", "KSampler #5"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "headings"),
+    [
+        (["8:4", "8:5"], ["KSampler #4", "KSampler #5"]),
+        (["8:4", "9:4"], ["KSampler #8:4", "KSampler #9:4"]),
+        (["4", "9:4"], ["KSampler #4", "KSampler #9:4"]),
+    ],
+    ids=["in one subgraph", "in the same subgraph of two nodes", "outside of one and inside"],
+)
+def test_numbers_of_samplers_in_subgraphs_are_as_long_as_necessary(tmp_path, ids, headings):
+    assert room(tmp_path, ["KSampler"] * 2, ids=ids)["headings"] == headings
 
 
 def test_they_are_below_each_other(tmp_path):
