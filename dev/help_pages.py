@@ -40,7 +40,7 @@ WORDS = {
         "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
         "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
         "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
-        "reset": "*wieder vollständig* (dense again): Ein vollständiger Schritt zwischen regionalen; er "
+        "reset": "*wieder vollständig* (dense again): Ein vollständiger Schritt nach regionalen; er "
         "beseitigt die Fehler ausgelassener Regionen.",
         "score": "*mean region score*: Regionen mit hoher Punktzahl werden zuerst berechnet; die Linie zeigt "
         "den Mittelwert aller Regionen.",
@@ -52,7 +52,7 @@ WORDS = {
         "dense": "*全計算*（dense）: RAS なしの場合と同じく、画像全体を計算するステップ。",
         "regional": "*部分計算*（regional）: 画像の一部だけを計算するステップ。",
         "tokens": "*トークン*: モデルが計算する 16 × 16 ピクセルの正方形。",
-        "reset": "*再び全計算*（dense again）: 部分計算の間に入る全計算のステップ。"
+        "reset": "*再び全計算*（dense again）: 部分計算の後に入る全計算のステップ。"
         "計算を省いた領域の誤差をなくします。",
         "score": "*mean region score*: スコアの高い領域から計算します。線は全領域の平均を示します。",
         "numbers": "ステップはここでは 1 から数えますが、RAS 論文設定の「誤差リセット位置」"
@@ -63,7 +63,7 @@ WORDS = {
         "dense": "*完整*（dense）：该步计算整幅图像，与不使用 RAS 时相同。",
         "regional": "*局部*（regional）：该步只计算图像的一部分。",
         "tokens": "*token*：模型计算的 16 × 16 像素的方块。",
-        "reset": "*再次完整*（dense again）：插在局部步之间的完整步，用于清除跳过的区域的误差。",
+        "reset": "*再次完整*（dense again）：局部步之后的完整步，用于清除跳过的区域的误差。",
         "score": "*mean region score*：得分高的区域先计算；线条表示所有区域的平均得分。",
         "numbers": "这里的步从 1 开始计数，而“RAS 论文设置”的“误差重置步”（error_reset_steps）从 0 开始计数："
         "那里的 12 就是这里的第 13 步。",

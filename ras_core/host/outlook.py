@@ -12,8 +12,8 @@ from ..method.plan_set import PlanSet
 from ..method.small_images import is_small
 
 MOST_CFG = 5.0
-"""Closeness was measured with cfg 3.5. It does not hold for runs with a higher cfg than this, in which the
-image changes faster from step to step."""
+"""Closeness was measured with cfg 3.5. With a much higher one, the image changes faster from step to step, so
+runs are less close. The limit is that of usual values for these models; between, nothing was measured."""
 PIXELS_PER_TOKEN = 16 * 16
 """In most models; in the others, a token is larger."""
 

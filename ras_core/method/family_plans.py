@@ -68,7 +68,8 @@ evenly spaced steps came closer to a fine run than the plan's noise levels: with
 a quarter, and in other families with any mask, the plan's noise levels were closer or as close
 (docs/quality.md)."""
 ROUNDED = 0.05
-"""How far a run's cost may be below the lowest that was measured, because its steps are whole."""
+"""How far a run's cost may be below the lowest that was measured: its number of steps is whole, so its cost
+may miss the speed a little."""
 DATA = Path(__file__).with_name("family_plans.json")
 
 

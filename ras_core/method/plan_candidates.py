@@ -19,7 +19,7 @@ DENSE_PART = 0.45
 CONSTANT = ((0.7, 0.3), (0.7, 0.55))
 DENSE_END = 1
 """Dense steps at the end of these candidates. They renew the textures that regional steps have computed with
-outdated keys and values: the Frechet distance of fine textures falls by 6 to 31 %, for 0.0 to 0.4 dB of PSNR
+outdated keys and values: the Frechet distance of fine textures falls by up to 31 %, for up to 0.5 dB of PSNR
 (bench/results/2026-11-27-h100/shapes)."""
 # The same for a candidate whose regional and dense steps alternate after the start.
 ALTERNATING = (0.55, 0.28)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 LEAST_TOKENS = 900
-"""Least number of tokens of an image in which a plan that was not measured at its size has regional steps.
+"""In images of fewer tokens, a plan has no regional steps, unless it was measured at the image's size.
 
 With 1024 tokens (512 px), regional steps gain 0.6 to 2.1 dB on the demo models over dense steps of the same
-cost. With 576 and 256 tokens, they lose up to 2.5 dB, or are even: fewer tokens leave fewer of them
-unimportant (bench/results/2026-11-27-h100/small)."""
+cost. With 576 and 256 tokens, they lose up to 2.5 dB, or are even (bench/results/2026-11-27-h100/small). The
+limit lies between."""
 
-SMALL_IMAGE_PLAN = " (small image: no step is regional)"
+SMALL_IMAGE_PLAN = " (small image: none is regional)"
 """How the text of a plan says that its steps are dense because the image is small."""
 
 
