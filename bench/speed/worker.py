@@ -129,8 +129,11 @@ def open_bench(job: SpeedJob, weights: str) -> Bench:
     import comfy.model_management
     import torch
 
+    from ...ras_core.method import small_images
     from .run import Bench
 
+    if job.tiny:
+        small_images.LEAST_TOKENS = 0  # so that tiny images have regional steps, as those of full size have
     device = comfy.model_management.get_torch_device()
     pixels = TINY_PIXELS if job.tiny else job.case.pixels
     with torch.inference_mode():  # as ComfyUI does when it runs loader nodes

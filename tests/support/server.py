@@ -40,15 +40,14 @@ def update_absolute(self, *arguments, **keywords):
     return _update(self, *arguments, **keywords)
 
 
-def allow_small_images(data):
+async def allow_small_images(app):
     for name, module in list(sys.modules.items()):
         if name.endswith("ras_core.method.small_images"):
             module.LEAST_TOKENS = 0
-    return data
 
 
 ProgressBar.update_absolute = update_absolute
-PromptServer.instance.add_on_prompt_handler(allow_small_images)
+PromptServer.instance.app.on_startup.append(allow_small_images)  # all packs are loaded by then
 """
 
 
