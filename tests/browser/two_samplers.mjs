@@ -6,7 +6,7 @@ import { NEW_SEED, prepare } from "./prepare.mjs";
 export async function twoSamplers(browser, { workflow, sampler }) {
   const page = await browser.open();
   await page.setting("Comfy.Execution.PreviewMethod", "none"); // ComfyUI's previews would take the views' place
-  await prepare(page, workflow, sampler);
+  await prepare(page, workflow, sampler, { size: 128 });
   await page.page.evaluate(replace, sampler);
   await page.settle(500);
   const estimate = await page.until(() => page.estimateOutside(), Boolean);
