@@ -217,9 +217,9 @@ class TestPatchModel:
             "without RAS · 0.0 s", "with RAS · 0.0 s", "fewer steps (8) · 0.0 s",
         ]  # fmt: skip
         assert after["right"] == after["buttons"][1]
-        assert re.match(
-            r"(about )?\d\.\d× faster .*similarity to the image without RAS: \d\.\d\d", after["figures"]
-        )
+        # How fast such a small run is depends on what else the machine does.
+        speed = r"(about )?\d\.\d× faster|slower than without RAS \(\d\.\d× the speed\)"
+        assert re.match(rf"({speed}) .*similarity to the image without RAS: \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something
         assert found["inPanel"] == ["denoise"]  # the side panel lists the inputs only
