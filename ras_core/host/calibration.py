@@ -10,8 +10,8 @@ The work in order:
    mean of the measured density and the even density (the same share in each twelfth).
 4. For each speed, sample with dense steps on the `simple` schedule.
 5. For each speed, sample runs with regional steps on the chosen grid: with the token shares of the family's
-   plan, and with others. Each run has as many FLOPs as the dense run of the speed. The gain of a plan over
-   the expected one is that of the image that gains least: one image may be 4 dB closer by chance.
+   plan, and with others. Each run has as many FLOPs as the dense run of the speed. A plan is chosen instead
+   of the expected one only if every image gains enough: one image may be 4 dB closer by chance.
 
 For SD3, these are about 615 steps for each seed. The following estimate is for SD3-medium at 1024 px with two
 seeds. It assumes that a dense step of one image with the positive and the negative prompt takes 64 ms, as
@@ -36,7 +36,7 @@ from ..errors import RASError
 from ..method.calibrating import GRID_SPEEDS, best_grid, densities_to_try, expected_shares, shares_to_try
 from ..method.integrator import Solver
 from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSpeed, plain_steps
-from ..method.plan_set import HERE, PlanSet
+from ..method.plan_set import HERE, MARGIN, PlanSet
 from ..method.regional_cost import RegionalCost
 from ..method.sigma_grid import even_density
 from ..method.small_images import is_small
@@ -189,12 +189,13 @@ class Calibration:
         return [*expected, plain, *(plan for plan in regional if plan.shares != shares)]
 
     def _cautious(self, plan: Plan, expected: Plan) -> Plan:
-        """The plan, with a closeness as if every image gained only as much over the expected plan as the one
-        that gains least.
+        """The plan. If not every image gains more than MARGIN over the expected plan, the closeness of the
+        plan is limited so that `PlanSet.best` does not choose it.
         """
         pairs = zip(self._of_images[plan], self._of_images[expected], strict=True)
-        gain = min(own - other for own, other in pairs)
-        return replace(plan, closeness=round(expected.closeness + gain, 3))
+        if min(own - other for own, other in pairs) > MARGIN:
+            return plan
+        return replace(plan, closeness=min(plan.closeness, round(expected.closeness + MARGIN, 3)))
 
     def _measured_ones(self, plans: Sequence[Plan]) -> list[Plan]:
         measured = (self._measured(plan) for plan in plans)

@@ -131,7 +131,7 @@ class PlanSet:
 def _rank(plan: Plan, expected: Plan) -> float:
     if plan.closeness is None:
         return -math.inf
-    return plan.closeness - (0.0 if plan is expected else MARGIN)
+    return round(plan.closeness - (0.0 if plan is expected else MARGIN), 3)
 
 
 def _line(plan: Plan) -> str:
