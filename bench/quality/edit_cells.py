@@ -42,8 +42,13 @@ SCHEDULER_STEPS = (18, 14, 11, 9)
 PLAIN_GRIDS = {"calibrated": (28, 22, 19, 16, 14, 12, 11, 10, 9), "calibrated:0.5": (19, 14, 11, 9)}
 """For each grid of runs without RAS with the solver ab2: the numbers of steps."""
 
-FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2")
-"""Kinds of plans whose regional steps leave out the reference image, for the formats of the K/V cache."""
+FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2", "frozen, spread", "frozen, forecast2, spread")
+"""Kinds of plans whose regional steps leave out the reference image: the format of the K/V cache, if it is
+not `forecast`, and whether forecast errors are spread."""
+
+SPREAD = {"spread": True}
+VARIANTS = (("gpu", {}), ("forecast2", {}), ("forecast", SPREAD), ("forecast2", SPREAD))
+"""For each variant of the best plans: the format of the K/V cache, and further fields of RASConfig."""
 
 StepCost = Callable[[float], float]
 """Cost of a step on a share of the tokens, relative to a dense step."""
@@ -75,9 +80,9 @@ class EditCell:
             return "ab2" if is_ours else "schedulers" if cell.grid in ("simple", "beta") else "calibrated"
         if cell.method == "exact_kv":
             return "exact"
-        return (
-            "kept" if self.kept else "frozen" if cell.kv_cache == "forecast" else f"frozen, {cell.kv_cache}"
-        )
+        others = [cell.kv_cache] if cell.kv_cache != "forecast" else []
+        others += [name for name, value in cell.extra_settings.items() if value]
+        return "kept" if self.kept else ", ".join(["frozen", *others])
 
     @property
     def label(self) -> str:
@@ -189,13 +194,13 @@ def _share_at(wanted: float, cost: StepCost) -> float:
 
 def variants_of(rows: Iterable[dict[str, Any]], speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
     """Variants of the best plans with frozen references: the best two of each cost reduction with other
-    formats of the K/V cache, and the best one with exact keys and values.
+    formats of the K/V cache and with `spread`, and the best one with exact keys and values.
     """
     found = []
     for speed in speeds:
         cells = [EditCell.of_row(row) for row in best_rows(rows, "frozen", speed)[:2]]
         for each in cells:
-            found += [replace(each, cell=replace(each.cell, kv_cache=name)) for name in ("gpu", "forecast2")]
+            found += [replace(each, cell=replace(each.cell, kv_cache=k, extra=e)) for k, e in VARIANTS]
         found += [replace(each, cell=replace(each.cell, method="exact_kv")) for each in cells[:1]]
     return list({each.key: each for each in found}.values())
 

@@ -20,6 +20,8 @@ NAMES = {
     "frozen": "plan, reference image frozen",
     "frozen, gpu": "reference image frozen, keys and values unchanged (`gpu`)",
     "frozen, forecast2": "reference image frozen, `forecast2`",
+    "frozen, spread": "reference image frozen, with `spread`",
+    "frozen, forecast2, spread": "reference image frozen, `forecast2` with `spread`",
     "exact": "reference image frozen, exact keys and values (upper bound)",
 }
 PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", *FROZEN)

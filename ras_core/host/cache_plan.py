@@ -81,19 +81,19 @@ class CachePlan:
         borders = self._borders(conds)
         self._log_estimate(borders)
         needs = cache_needs(model, self.network, self.adapter, self.run, borders)
-        working = working_memory(model, noise_shape) + self._spread_nbytes(needs.size, borders)
+        working = working_memory(model, noise_shape) + self._spread_nbytes(needs.size)
         room = self._room(model, working, needs)
         wanted = for_corrected(self.wanted, needs, room) if self.is_corrected else self.wanted
         self._keep(choose(wanted, needs, room), needs)
         return prepared
 
-    def _spread_nbytes(self, size: CacheSize, borders: Sequence[OtherRows]) -> int:
-        """Working memory for spreading forecast errors. Nothing is spread in runs with reference images, or
-        whose regional steps all compute few tokens.
+    def _spread_nbytes(self, size: CacheSize) -> int:
+        """Working memory for spreading forecast errors. Nothing is spread in runs whose regional steps all
+        compute few tokens.
         """
         n = self.run.grid.n
         spreads = any(LEAST_SHARE * n <= step.active_count(n) < n for step in self.run.plan)
-        if not self.run.config.spread or not spreads or any(rows.frozen for rows in borders):
+        if not self.run.config.spread or not spreads:
             return 0
         return TRANSIENTS * size.attention_nbytes
 

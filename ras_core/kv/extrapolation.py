@@ -133,8 +133,8 @@ class Extrapolation:
         self.spread = spread
         if spread is not None:
             weight = spread.with_active(weight, before)
-        self._image_weight = weight  # of image tokens only, not of text and padding
-        self.prefix, self._suffix = prefix, suffix
+        self._image_weight = weight  # of image and frozen rows only, not of text and padding
+        self.prefix = prefix
         self.row_weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
@@ -188,12 +188,14 @@ class Extrapolation:
             last, before: (bb, r, ...) each, all rows as of their last evaluation and as of the evaluation
                 before it.
         """
-        rows, new, last, before = (self._image(t) for t in (whole, fresh, last, before))
+        n, n_active = self.spread.extent[0], self.spread.active_idx.shape[1]
+        rows, last, before = (self._after_prefix(t, n) for t in (whole, last, before))
         weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
-        self.spread.correct(rows, new, self.spread.scales(last - before, weight))
+        scales = self.spread.scales(last - before, weight[:, :n])
+        self.spread.correct(rows, self._after_prefix(fresh, n_active), scales)
 
-    def _image(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, image rows, d)
-        return rows.flatten(2)[:, self.prefix : rows.shape[1] - self._suffix]
+    def _after_prefix(self, rows: Tensor, count: int) -> Tensor:  # (bb, r, ...) -> (bb, count, d)
+        return rows.flatten(2)[:, self.prefix : self.prefix + count]
 
     def _is_due(self) -> bool:
         """Count one attention. Returns whether this attention's fresh rows should be compared with their

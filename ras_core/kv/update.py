@@ -102,9 +102,9 @@ def extrapolator(
             number of tokens along each axis of the image; otherwise None.
     """
     times, spread = slots.get(TIMES), None
-    is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
-    if times is not None and is_enough and _spreads_fast(slots):
-        spread = Spread(spread_over, active_idx, times.ages(sigma))
+    n = 0 if spread_over is None else math.prod(spread_over)  # of rows after these, errors are not known
+    if times is not None and n and active_idx.shape[1] >= LEAST_SHARE * n and _spreads_fast(slots):
+        spread = Spread(spread_over, active_idx, times.ages(sigma)[:, :n].contiguous())
     weights = extrapolation_weights(slots, sigma, active_idx)
     if weights is None:
         return None

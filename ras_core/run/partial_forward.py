@@ -142,7 +142,7 @@ class NetworkCall:
     def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
-            spread_over = None if self.frozen_rows else self._context.spread_over
+            spread_over = self._context.spread_over
             self._extrapolator = kv.extrapolator(self._slots, sigma, self._active_idx, spread_over)
         elif sigma is not None:
             kv.update_times(self._slots, sigma, self._n, self._context.times)

@@ -60,13 +60,15 @@ class Scene:
         shape: number of tokens along each axis of the image.
         borders: number of text rows before and of padding rows after the image rows.
         images: number of images in the call.
+        frozen: number of rows of reference images, which follow the image rows.
     """
 
-    def __init__(self, active, shape=(2, 3), borders=(1, 0), images=1):
+    def __init__(self, active, shape=(2, 3), borders=(1, 0), images=1, frozen=0):
         self.active = torch.tensor([active] * images, device=DEVICE)
         self.images = images
         self.shape, self.borders = shape, borders
-        self.n = torch.Size(shape).numel()
+        self.n_image = torch.Size(shape).numel()
+        self.n = self.n_image + frozen
         self.index = RowIndex.of(self.active, self.n, *borders)
 
     def at(self, sigma: float) -> torch.Tensor:
@@ -95,7 +97,8 @@ class Scene:
             times.update_all(self.at(sigma))
             kept.write(*pair)
         now = self.at(0.6)
-        spreading = Spread(self.shape, self.active, times.ages(now)) if spread else None
+        ages = times.ages(now)[:, : self.n_image].contiguous()
+        spreading = Spread(self.shape, self.active, ages) if spread else None
         extrapolation = times.extrapolation(*times.update_active(now, self.active), *self.borders, spreading)
         whole = kept.update_extrapolated(self.index, fresh, extrapolation)
         return *(t.clone() for t in whole), extrapolation.weights, *kept.tensors
@@ -137,6 +140,17 @@ class TestAgreement:
         use(False)
         without = scene.outcome(rows_class, False, dtype, shape, form)
         assert (outcomes[0][0] - without[0]).abs().max() > 0.02  # there is something to spread
+
+    @pytest.mark.parametrize("rows_class", [ForecastRows, QuadraticRows])
+    def test_spread_errors_beside_reference_images(self, use, rows_class):
+        scene, outcomes = Scene([0, 3], borders=(1, 1), images=2, frozen=4), []
+        for on in (False, True):
+            use(on)
+            outcomes.append(scene.outcome(rows_class, True, torch.float32, (2, 8)))
+        _assert_same(*outcomes)
+        without = scene.outcome(rows_class, False, torch.float32, (2, 8))
+        assert torch.allclose(without[0][:, 7:11], outcomes[1][0][:, 7:11])
+        assert (outcomes[1][0] - without[0]).abs().max() > 0.02
 
     @pytest.mark.parametrize(
         ("active", "shape", "borders"),

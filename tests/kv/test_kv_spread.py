@@ -135,32 +135,39 @@ class TestRule:
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 class TestRows:
-    PREFIX, SUFFIX = 2, 1
+    PREFIX, SUFFIX, FROZEN = 2, 1, 5
 
-    def _run(self, format_name, dtype, spread_over):
+    def _run(self, format_name, dtype, spread_over, frozen=0):
         """Make three dense calls and a regional one, whose rows all have the same extrapolation error.
+        `frozen` rows of a reference image follow the image rows.
 
         Returns (truth, key, value, slots).
         """
+        n = N + frozen
         draw = torch.Generator().manual_seed(6)
-        base, slope = torch.randn(2, 2, self.PREFIX + N + self.SUFFIX, 2, D // 2, generator=draw)
+        base, slope = torch.randn(
+            2, 2, self.PREFIX + N + self.FROZEN + self.SUFFIX, 2, D // 2, generator=draw
+        )
+        base, slope = (
+            torch.cat([t[:, : self.PREFIX + n], t[:, -self.SUFFIX :]], dim=1) for t in (base, slope)
+        )
         common = torch.randn(2, 1, 2, D // 2, generator=draw)
 
         def truth(sigma: float) -> torch.Tensor:
             bend = 0.0 if sigma > 0.75 else 0.5
             return (base + slope * sigma + bend * common).to(dtype)
 
-        store = KVStore(N, format_name)
+        store = KVStore(n, format_name)
         slots = store.begin_fill(("a",))
         for sigma in (1.0, 0.9, 0.8):
-            update_times(slots, torch.full((2,), sigma), N, store.times)
+            update_times(slots, torch.full((2,), sigma), n, store.times)
             if SLOT in slots:
                 slots[SLOT].write(truth(sigma), -truth(sigma))
             else:
                 slots[SLOT] = store.keep(truth(sigma), -truth(sigma), self.PREFIX, self.SUFFIX)
         active, borders = _some(14, bb=2), (self.PREFIX, self.SUFFIX)
         extrapolation = extrapolator(slots, torch.full((2,), 0.7), active, spread_over)(*borders)
-        index = RowIndex.of(active, N, *borders)
+        index = RowIndex.of(active, n, *borders)
         rows = truth(0.7).flatten(0, 1)[index.flat].unflatten(0, (2, -1))
         key, value = update(slots, SLOT, (rows, -rows), borders, index, extrapolation)
         return truth(0.7), key, value, slots[SLOT].tensors, index
@@ -172,6 +179,17 @@ class TestRows:
         torch.testing.assert_close(value, -key)
         assert (key - truth).float().norm() < 0.6 * (held - truth).float().norm()
         assert torch.equal(key.flatten(0, 1)[index.flat], truth.flatten(0, 1)[index.flat])  # fresh, and text
+
+    def test_rows_of_reference_images_are_no_tokens_of_the_image(self, format_name, dtype):
+        """They keep their forecasts, and the image's rows are corrected as without reference images."""
+        of_image, last = slice(self.PREFIX, self.PREFIX + N), slice(self.PREFIX + N, -self.SUFFIX)
+        _, key, value, *_ = self._run(format_name, dtype, SHAPE, self.FROZEN)
+        _, forecast, _, *_ = self._run(format_name, dtype, None, self.FROZEN)
+        _, alone, _, *_ = self._run(format_name, dtype, SHAPE)
+        torch.testing.assert_close(value, -key)
+        torch.testing.assert_close(key[:, of_image], alone[:, of_image])
+        assert not torch.allclose(key[:, of_image], forecast[:, of_image], atol=0.05)
+        torch.testing.assert_close(key[:, last], forecast[:, last])
 
     def test_what_is_kept_is_what_was_evaluated(self, format_name, dtype):
         for kept, expected in zip(

@@ -197,6 +197,22 @@ def test_reference_images_in_every_format_of_the_cache(kv_cache):
     assert distance(latent, expected) < 1
 
 
+@pytest.mark.parametrize("name", ["flux_kontext", "flux2", "qwen_image_edit", "mage_flow"])
+def test_forecast_errors_are_spread_beside_reference_images(name):
+    """Regional steps of half of the tokens give another image with `spread`, and pass every check."""
+    latents = []
+    for spread in (False, True):
+        config = RASConfig(
+            sample_ratio=0.6, dense_steps=(3, 5, 7, 9), cuda_graphs="off", kv_cache="forecast", spread=spread
+        )
+        family = _family(name)
+        patched = patch_model(family.build(), config)
+        latents.append(sample(patched, family, family.noise()))
+        trace = last_trace(patched)
+        assert trace.regional_steps >= 3 and not trace.notes
+    assert distance(*latents) > 1e-6
+
+
 EVERY_TOKEN = RASConfig(
     sample_ratio=0.99, start_step=2, error_reset_every=0, corrections=True, cuda_graphs="off"
 )
