@@ -31,23 +31,26 @@ FLUX_TOKENS, FLUX_TEXT = 64 * 64, 512
 
 LEAST_SHARE, LARGEST_SHARE = 0.3, 0.95
 MOST_STEPS = 60
+STARTS = range(2, 8)
+"""For the plans in which regional and dense steps alternate: the numbers of dense steps at the start."""
 SHARES = (0.9, 0.7, 0.5)
-RHYTHMS = ((0.3, 2), (0.3, 3), (0.3, 4), (0.5, 0), (0.2, 2), (0.3, 0))
-"""For each kind of plan: the part of the cost that is spent on dense steps at the start, and which of the
-later steps are dense (one in so many; 0: none). Later dense steps refresh frozen reference images."""
+RHYTHMS = ((0.3, 3), (0.3, 4), (0.5, 0))
+"""For each other kind of plan: the part of the cost that is spent on dense steps at the start, and which of
+the later steps are dense (one in so many; 0: none). Later dense steps refresh frozen reference images."""
 KEPT_RHYTHMS = ((0.3, 2), (0.5, 0), (0.3, 0))
 """The same for plans whose regional steps process the reference image."""
 
 SCHEDULER_STEPS = (18, 14, 11, 9)
+AB2 = ("ab2", "ab2_unbounded")
+"""The solvers of runs without RAS on the grids below: that of the pack, and the usual one."""
 PLAIN_GRIDS = {"calibrated": (28, 22, 19, 16, 14, 12, 11, 10, 9), "calibrated:0.5": (19, 14, 11, 9)}
-"""For each grid of runs without RAS with the solver ab2: the numbers of steps."""
+"""For each grid of runs without RAS with these solvers: the numbers of steps."""
 
-FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2", "frozen, spread", "frozen, forecast2, spread")
+FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2", "frozen, no spread")
 """Kinds of plans whose regional steps leave out the reference image: the format of the K/V cache, if it is
-not `forecast`, and whether forecast errors are spread."""
+not `forecast`, and whether forecast errors are not spread."""
 
-SPREAD = {"spread": True}
-VARIANTS = (("gpu", {}), ("forecast2", {}), ("forecast", SPREAD), ("forecast2", SPREAD))
+VARIANTS = (("gpu", {}), ("forecast2", {}), ("forecast", {"spread": False}))
 """For each variant of the best plans: the format of the K/V cache, and further fields of RASConfig."""
 
 StepCost = Callable[[float], float]
@@ -76,12 +79,12 @@ class EditCell:
         """What the run tries, as in tables: a key of `edit_report.NAMES`."""
         cell = self.cell
         if cell.method == "dense":
-            is_ours = cell.sampler == "ab2"
-            return "ab2" if is_ours else "schedulers" if cell.grid in ("simple", "beta") else "calibrated"
+            is_scheduled = cell.grid in ("simple", "beta")
+            return cell.sampler if cell.sampler in AB2 else "schedulers" if is_scheduled else "calibrated"
         if cell.method == "exact_kv":
             return "exact"
         others = [cell.kv_cache] if cell.kv_cache != "forecast" else []
-        others += [name for name, value in cell.extra_settings.items() if value]
+        others += [f"no {name}" for name, value in cell.extra_settings.items() if not value]
         return "kept" if self.kept else ", ".join(["frozen", *others])
 
     @property
@@ -129,11 +132,11 @@ def cost_reduction(shares: Sequence[float], default_steps: int, kept: bool) -> f
 
 
 def plain_cells() -> list[EditCell]:
-    """Runs without RAS: on the calibrated grid with the solver ab2, and with ComfyUI's schedulers."""
+    """Runs without RAS: on the calibrated grid with the solvers AB2, and with ComfyUI's schedulers."""
     base = Cell(FAMILY)
     cells = [
-        replace(base, sampler="ab2", grid=grid, steps=steps)
-        for grid, all_steps in PLAIN_GRIDS.items()
+        replace(base, sampler=solver, grid=grid, steps=steps)
+        for solver, (grid, all_steps) in product(AB2, PLAIN_GRIDS.items())
         for steps in all_steps
     ]
     samplers = ("dpmpp_2m", "euler")
@@ -146,15 +149,27 @@ def plain_cells() -> list[EditCell]:
 
 def plan_cells(default_steps: int, kept: bool, speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
     """Runs with RAS at these cost reductions, with the references frozen or kept."""
-    cost, found = step_cost(kept), {}
-    for speed, (dense, every), share in product(speeds, KEPT_RHYTHMS if kept else RHYTHMS, SHARES):
+    cost, tried = step_cost(kept), []
+    for speed in speeds:
         budget = default_steps / speed
-        shares = shares_of(budget, max(2, round(budget * dense)), share, every, cost)
-        if shares is not None:
-            cell = Cell(FAMILY, "plan", "ab2", grid="calibrated", shares=shares, kv_cache="forecast")
-            made = EditCell(cell, kept)
-            found[made.key] = made
-    return list(found.values())
+        tried += [] if kept else alternating(budget, cost)
+        for (dense, every), share in product(KEPT_RHYTHMS if kept else RHYTHMS, SHARES):
+            tried.append(shares_of(budget, max(2, round(budget * dense)), share, every, cost))
+    base = Cell(FAMILY, "plan", "ab2", grid="calibrated", kv_cache="forecast")
+    made = [EditCell(replace(base, shares=shares), kept) for shares in tried if shares is not None]
+    return list({each.key: each for each in made}.values())
+
+
+def alternating(budget: float, cost: StepCost) -> list[tuple[float, ...]]:
+    """The token share of every step of all runs that cost `budget` dense steps, and in which regional and
+    dense steps alternate after a dense start; the last step is dense.
+    """
+    found = []
+    for start, regional in product(STARTS, range(1, MOST_STEPS // 2)):
+        each = (budget - start) / regional - 1
+        if cost(LEAST_SHARE) <= each <= cost(LARGEST_SHARE):
+            found.append((1.0,) * start + (_share_at(each, cost), 1.0) * regional)
+    return found
 
 
 def shares_of(
@@ -194,7 +209,7 @@ def _share_at(wanted: float, cost: StepCost) -> float:
 
 def variants_of(rows: Iterable[dict[str, Any]], speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
     """Variants of the best plans with frozen references: the best two of each cost reduction with other
-    formats of the K/V cache and with `spread`, and the best one with exact keys and values.
+    formats of the K/V cache and without `spread`, and the best one with exact keys and values.
     """
     found = []
     for speed in speeds:
@@ -223,7 +238,7 @@ def best_cells(rows: Sequence[dict[str, Any]], speeds: Sequence[float] = SPEEDS)
         for each in plain_cells()
         if each.kind == "ab2" and each.cell.grid == grid and each.cell.steps <= 19
     ]
-    kinds = (FROZEN, ("kept",), ("schedulers",))
+    kinds = (FROZEN, ("kept",), ("schedulers",), ("ab2_unbounded",))
     best = [
         max(near, key=lambda row: row["psnr"])
         for speed, some in product(speeds, kinds)

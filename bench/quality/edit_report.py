@@ -15,16 +15,16 @@ from .table import markdown, whole_lines
 NAMES = {
     "schedulers": "fewer dense steps, ComfyUI's `simple` and `beta`, euler and dpmpp_2m",
     "calibrated": "fewer dense steps, calibrated grid, euler and dpmpp_2m",
+    "ab2_unbounded": "fewer dense steps, calibrated grid, the usual AB2",
     "ab2": "fewer dense steps, calibrated grid, `ab2`",
     "kept": "plan, regional steps process the reference image",
     "frozen": "plan, reference image frozen",
     "frozen, gpu": "reference image frozen, keys and values unchanged (`gpu`)",
     "frozen, forecast2": "reference image frozen, `forecast2`",
-    "frozen, spread": "reference image frozen, with `spread`",
-    "frozen, forecast2, spread": "reference image frozen, `forecast2` with `spread`",
+    "frozen, no spread": "reference image frozen, without `spread`",
     "exact": "reference image frozen, exact keys and values (upper bound)",
 }
-PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", *FROZEN)
+PLAIN, PLANS = ("schedulers", "calibrated", "ab2_unbounded", "ab2"), ("kept", *FROZEN)
 NUMBERS = ("cost", "cost_own", "psnr", "psnr_sem", "ssim", "token_share", "seconds", "latent_error")
 
 
