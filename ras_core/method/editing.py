@@ -15,8 +15,10 @@ from ..config import MIN_RATIO
 from .plan import MIN_DENSE
 from .regional_cost import LARGEST_COST, LEAST_FITTED, MAX_SHARE, RegionalCost, share_of
 
-START_PART = 0.25
-"""Share of a run's cost that is spent on the dense steps at its start."""
+START_PART, MOST_START = 0.25, 4
+"""Share of a run's cost that is spent on the dense steps at its start, and their largest number: at 1.5x, a
+start of 4 steps was 0.1 to 0.9 dB better than starts of 5 to 7
+(bench/results/2026-11-28-h100/edit)."""
 
 SHARE = 0.65
 """Approximate token share of a regional step."""
@@ -38,9 +40,10 @@ def alternating_edit(
     Args:
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost.
-        start_part: share of the budget that is spent on the dense steps at the start.
+        start_part: share of the budget that is spent on the dense steps at the start, if these are not more
+            than MOST_START.
     """
-    start = max(round(budget * start_part), MIN_DENSE)
+    start = max(min(round(budget * start_part), MOST_START), MIN_DENSE)
     n_regional = round((budget - start) / (1 + cost(SHARE)))
     if n_regional < 1 or cost(SHARE) > LARGEST_COST:
         return None

@@ -24,7 +24,7 @@ outdated keys and values: the Frechet distance of fine textures falls by up to 3
 # The same for a candidate whose regional and dense steps alternate after the start.
 ALTERNATING = (0.55, 0.28)
 # For each candidate of a run with reference images: share of the run's cost that the start has.
-EDITING = (START_PART, 0.33)
+EDITING = (START_PART, 0.2)
 
 
 def candidates(budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
@@ -39,7 +39,7 @@ def candidates(budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
     else:
         tried = [shares_for(budget, share, dense, cost, DENSE_END) for share, dense in CONSTANT]
         tried.append(alternating(budget, *ALTERNATING, cost))
-    return [shares for shares in tried if shares is not None]
+    return list({shares: None for shares in tried if shares is not None})
 
 
 def shares_for(
