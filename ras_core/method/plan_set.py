@@ -14,7 +14,7 @@ from .plan_json import VERSION, checked_version, read_json
 MARGIN = 2.0
 """To be chosen, a measured plan must be closer to the reference than the expected plan by more than this many
 dB. A calibration measures few images, so smaller differences may be chance. On the demo models, no plan that
-was tried was more than 0.14 dB closer than the expected one (docs/quality.md)."""
+was tried was more than 0.13 dB closer than the expected one (docs/quality.md)."""
 
 
 HERE, ELSEWHERE = "calibrated on this model", "calibrated on another model"
