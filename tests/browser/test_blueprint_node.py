@@ -4,13 +4,14 @@ import re
 
 import pytest
 from ras_pack.dev import demo_run as demo
+from ras_pack.nodes.settings import OF_CUSTOM
 
 pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.parametrize(
-        "nodes", ["nodes2"], indirect=True
-    ),  # a subgraph's node is the same in both kinds
+        "nodes", ["classic", "nodes2"], indirect=True
+    ),
 ]
 
 NAME = "RAS sampler"
@@ -42,6 +43,17 @@ def test_a_promoted_widget_sets_the_sampler_inside(report):
 
 def test_its_node_estimates_the_run(report):
     assert re.fullmatch(rf"about \d\d % of the time · \d steps instead of {STEPS}", report["estimate"])
+
+
+def test_nothing_is_estimated_before_a_model_is_connected(report):
+    assert report["unconnected"] == ""
+
+
+def test_custom_shows_the_settings_inside_and_says_so_outside(report):
+    custom, fast = report["custom"]["custom"], report["custom"]["3x"]
+    assert custom["outside"] == "custom: settings inside the node"
+    assert custom["rows"] == [*OF_CUSTOM[:-1], "cuda_graphs", OF_CUSTOM[-1]]
+    assert fast["outside"].startswith("about 33 % of the time") and fast["rows"] == []
 
 
 def test_it_generates_an_image_and_a_summary(report):
