@@ -32,6 +32,7 @@ from PIL import Image
 from ..ras_core.errors import quoted
 from ..ras_core.host.previews import LatentImages, Transfer, has_previewer, images_of, makes_previews
 from ..ras_core.run.live import Estimate, LiveStep, View, kind_name
+from ..ras_core.run.timing import CLEARLY_LESS
 from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,7 @@ MAX_BODY, MAX_CLIENT_ID = 1024, 128
 JPEG_QUALITY = 90
 
 SMALL = 1024  # tokens; 512 px with most models
-CLEARLY_LESS = 0.8
-SMALL_IMAGE = (
-    "perhaps the computer was busy, or the image is small, so that more of each step is work that does not "
-    "depend on its size"
-)
+SMALL_IMAGE = "perhaps the computer was busy, or the image is small"
 """Said if an image of at most SMALL tokens gained less than CLEARLY_LESS of the expected speed-up."""
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
