@@ -178,6 +178,7 @@ const WORDS = {
 };
 
 const DECIMAL_COMMA = new Set(["de"]);
+const UNIT = / %/g; // kept on the line of its number, by a space that does not break
 const DECIMAL = /^\d+\.\d+( [GM]iB)?$/; // a number, but not a choice of an input, such as 1.5x
 
 /** The text of a key in the language of the interface, with its values filled in. */
@@ -192,7 +193,7 @@ export function percent(share) {
 
 /** A text with its values filled in, as the language of the interface writes them. */
 export function fill(text, values) {
-  return text.replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
+  return text.replace(UNIT, "\u00a0%").replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
 }
 
 /** Of values by language: that of the interface's language, or the English one. */

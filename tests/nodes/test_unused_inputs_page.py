@@ -55,7 +55,9 @@ def node(kind, widgets, links=None):
 def disabled(tmp_path, nodes, then=(), subgraph=None):
     """The names of the disabled widgets of each node: at first, and after each change of a node's speed."""
     given = {"nodes": nodes, "then": list(then), "subgraph": subgraph}
-    return run_page(tmp_path, PAGE, ("unused_inputs.js", "graph.js", "watch.js"), given, {"scripts/api.js": API})
+    return run_page(
+        tmp_path, PAGE, ("unused_inputs.js", "graph.js", "watch.js"), given, {"scripts/api.js": API}
+    )
 
 
 def test_the_script_has_the_names_of_the_settings():
