@@ -70,11 +70,11 @@ def measured_speedup(evaluations: Sequence[Timed]) -> float | None:
     first evaluation counts in neither time, because kernels are loaded and autotuned during it.
     """
     later = evaluations[1:]
-    dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
-    if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
+    dense = dense_seconds(evaluations)
+    if dense is None or not any(e.kind is StepKind.REGIONAL for e in later):
         return None
     total = typical_seconds(later)
-    return statistics.median(dense) * len(later) / total if total > 0 else None
+    return dense * len(later) / total if total > 0 else None
 
 
 def typical_seconds(evaluations: Sequence[Timed]) -> float:
@@ -109,6 +109,12 @@ def agree(evaluations: Sequence[Timed]) -> bool:
     if sum(each.kind is StepKind.DENSE for each in later) < 2:
         return False
     return all(_spread(like) <= AGREE * statistics.median(like) for like in _like(later) if len(like) > 1)
+
+
+def dense_seconds(evaluations: Sequence[Timed]) -> float | None:
+    """The median time of the dense evaluations after the first evaluation; None if there are none."""
+    dense = [each.seconds for each in evaluations[1:] if each.kind is StepKind.DENSE]
+    return statistics.median(dense) if dense else None
 
 
 def _spread(seconds: list[float]) -> float:

@@ -176,6 +176,7 @@ class TestNumbers:
 
         for name in ("is_disturbed", "is_implausible"):
             monkeypatch.setattr(f"ras_pack.ras_core.run.trace.{name}", lambda *given: False)
+        monkeypatch.setattr(compare, "checked", lambda ras, fewer: ras)
         lines = []
         draw = comparison.ImageDraw.ImageDraw.text
         monkeypatch.setattr(
