@@ -299,7 +299,7 @@ class TestLocales:
         sentences = [text for key, text in texts.items() if key[-1] in ("description", "tooltip")]
         sentences.append(words.partition("  ja: {")[0])
         quoted = {name for text in sentences for name in re.findall("„([^“]+)“", text)}
-        assert quoted - names == {"noto owl on blue"}, "a prompt is the only other quotation"
+        assert quoted - names == {"noto grinning face on blue"}, "a prompt is the only other quotation"
         bare = [re.sub("„[^“]+“", "", text) for text in sentences]
         assert [(name, text) for name in nodes for text in bare if name in text] == []
 

@@ -47,7 +47,7 @@ INPUTS = {
     "RASTrace": [("model", None), ("latent", None)],
     "RASMaskPreview": [("trace", None), ("images", None)],
     "RASDemoModel": [("family", "sd3")],
-    "RASDemoPrompt": [("text", "noto owl on blue")],
+    "RASDemoPrompt": [("text", "noto grinning face on blue")],
     "RASLuminaNextLoader": [
         ("folder", "none"), ("transformer", "from folder"), ("text_encoder", "from folder"),
         ("vae", "from folder"), ("guidance_channels", "first three"), ("scaling_watershed", 1.0),
