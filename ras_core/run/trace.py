@@ -11,7 +11,7 @@ from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
 from ..method.shares import percent
-from .timing import is_disturbed, is_implausible, typical_seconds
+from .timing import CLEARLY_LESS, is_disturbed, is_implausible, typical_seconds
 
 INPAINTING_PLAN = " (inpainting)"
 """How the line of a plan ends if the run is one of inpainting, which has dense steps only."""
@@ -149,6 +149,11 @@ class Trace:
     def measured_gain(self) -> float | None:
         """As `expected_gain`, measured; None if it cannot be."""
         return None if self.measured_speedup is None else self.measured_speedup * self._fewer_steps
+
+    @property
+    def gained_clearly_less(self) -> bool:
+        """Whether the measured gain is far below the expected one."""
+        return (self.measured_gain or math.inf) < CLEARLY_LESS * self.expected_gain
 
     @property
     def _fewer_steps(self) -> float:
