@@ -62,11 +62,11 @@ class RASDemoPrompt(CheckedNode):
             node_id="RASDemoPrompt",
             display_name="RAS Demo Prompt",
             category=CATEGORY,
-            description="Turns a text of up to 16 words, such as 'noto owl on blue', into CONDITIONING for "
-            "the demo model. Also outputs an empty negative prompt, so one node is enough.",
+            description="Turns a text of up to 16 words, such as 'noto grinning face on blue', into "
+            "CONDITIONING for the demo model. Also outputs an empty negative prompt, so one node is enough.",
             inputs=[
                 io.String.Input(
-                    "text", default="noto owl on blue", multiline=True,
+                    "text", default="noto grinning face on blue", multiline=True,
                     tooltip="A style (noto, classic, fluent, twemoji, 3d), an object, and a background "
                     "colour.",
                 ),

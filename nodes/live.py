@@ -44,12 +44,8 @@ MAX_BODY, MAX_CLIENT_ID = 1024, 128
 JPEG_QUALITY = 90
 
 SMALL = 1024  # tokens; 512 px with most models
-CLEARLY_LESS = 0.8
-SMALL_IMAGE = (
-    "perhaps the computer was busy, or the image is small, so that more of each step is work that does not "
-    "depend on its size"
-)
-"""Said if an image of at most SMALL tokens gained less than CLEARLY_LESS of the expected speed-up."""
+SMALL_IMAGE = "perhaps the computer was busy, or the image is small"
+"""Said if an image of at most SMALL tokens gained clearly less than the expected speed-up."""
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
@@ -261,9 +257,9 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
 
 def small_image_reason(trace: Trace) -> str:
     """Why a run as planned took clearly more time than its FLOPs, if its image is small; empty otherwise."""
-    if trace.grid.n > SMALL or not trace.regional_steps or not trace.measured_gain or trace.is_disturbed:
+    if trace.grid.n > SMALL or not trace.regional_steps or trace.is_disturbed:
         return ""
-    return SMALL_IMAGE if trace.measured_gain < CLEARLY_LESS * trace.expected_gain else ""
+    return SMALL_IMAGE if trace.gained_clearly_less else ""
 
 
 def _timeline_entry(step: Evaluation) -> dict[str, Any]:

@@ -121,7 +121,8 @@ def sampler_inputs() -> list[io.Input]:
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
             tooltip="How noise levels are spread over the steps. With a speed other than custom, euler and "
-            "dpmpp_2m ignore this input: they use the noise levels of the plan for that speed.",
+            "dpmpp_2m ignore this input: they use the noise levels of the plan for that speed. With denoise "
+            "below 1, this input still determines the first noise level.",
         ),
         io.Conditioning.Input("positive", tooltip="What the image should show."),
         io.Conditioning.Input("negative", tooltip="What the image should not show."),

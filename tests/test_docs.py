@@ -67,6 +67,10 @@ class TestReadme:
     def test_it_has_fewer_than_900_words(self):
         assert len(README.read_text(encoding="utf-8").split()) < 900
 
+    def test_it_names_the_blueprints(self):
+        names = [path.stem for path in (ROOT / "subgraphs").glob("*.json")]
+        assert names and all(f"*{name}*" in README.read_text(encoding="utf-8") for name in names)
+
     def test_it_links_to_every_page(self):
         pages = {name for name in PAGES if name.startswith("docs/")}
         assert pages - {link.partition("#")[0] for link in links("README.md")} == set()

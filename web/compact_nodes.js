@@ -2,26 +2,48 @@
 //
 // Nodes 2.0 has a button for that below the inputs. The classic canvas shows all inputs; here it hides the advanced
 // ones, and offers "Show Advanced" in the node's menu. Both kinds show them while `speed` is custom, because they
-// determine what a custom run computes.
+// determine what a custom run computes. In a subgraph whose node shows `speed`, the value there counts.
 
 import { app } from "../../scripts/app.js";
+import { isSetByUser, placesOfAll, valueOf } from "./graph.js";
+import { watch } from "./watch.js";
 
 const CUSTOM = "custom";
 const ROW = 24; // height of a widget in the classic canvas
 const MARK = "multirate_ras_compact"; // a property of nodes that were saved with their advanced inputs hidden
 
+const compact = new WeakMap(); // node -> whether it last followed the speed custom, and `show`, which shows or hides
+
 app.registerExtension({
   name: "multirate_ras.compact_nodes",
+
+  setup: () => watch(followSpeeds),
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("RAS")) return;
     const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
     if (advanced.length) makeCompact(node, advanced);
   },
+
+  afterConfigureGraph: followSpeeds,
 });
+
+/** Shows or hides inputs of nodes whose speed has become custom, or something else, in the node of a subgraph. */
+function followSpeeds() {
+  for (const [node, places] of placesOfAll((one) => compact.has(one))) {
+    const one = compact.get(node);
+    if (!places.every(({ path }) => isSetByUser(node, "speed", path))) continue;
+    const isCustom = places.some(({ path }) => valueOf(node, "speed", path) === CUSTOM);
+    const isOpen = LiteGraph.vueNodesMode && node.graph === app.canvas.graph; // its button would not follow
+    if (isCustom === one.isCustom || isOpen) continue;
+    one.isCustom = isCustom;
+    one.show(isCustom);
+  }
+}
 
 function makeCompact(node, advanced) {
   const speed = node.widgets.find((widget) => widget.name === "speed");
+  const isCustom = () => speed?.value === CUSTOM;
   /** Makes a change of the node; its height changes by as much as the inputs that it then shows. */
   const during = (change) => {
     const [height, before] = [node.size[1], node.computeSize()[1]];
@@ -38,18 +60,20 @@ function makeCompact(node, advanced) {
     const answer = configure();
     const all = properties?.[MARK] ? 0 : advanced.length;
     node.properties[MARK] = true;
-    if (speed?.value === CUSTOM) node.showAdvanced = true;
+    if (isCustom()) node.showAdvanced = compact.get(node).isCustom = true;
     during();
     const rows = node.showAdvanced ? 0 : all; // the file was saved with all inputs shown
     node.setSize([node.size[0], Math.max(size[1] - rows * ROW, node.computeSize()[1])]);
     return answer;
   });
   if (speed) {
+    compact.set(node, { isCustom: isCustom(), show: (isShown) => during(() => (node.showAdvanced = isShown)) });
     surround(speed, "callback", (call) =>
       during(() => {
         const answer = call();
         // In Nodes 2.0 the button would not follow; there, the hint mentions the advanced inputs instead.
-        if (!LiteGraph.vueNodesMode) node.showAdvanced = speed.value === CUSTOM;
+        if (!LiteGraph.vueNodesMode) node.showAdvanced = isCustom();
+        compact.get(node).isCustom = isCustom();
         return answer;
       }),
     );

@@ -45,6 +45,21 @@ function pathTo(graph, from = rootGraph()) {
   return null;
 }
 
+/** The nodes of the workflow and its subgraphs that are wanted, each with its places: as many as show its subgraph. */
+export function placesOfAll(isWanted) {
+  const found = new Map();
+  for (const at of rootGraph() ? within(rootGraph(), []) : []) {
+    if (isWanted(at.node)) found.set(at.node, [...(found.get(at.node) ?? []), at]);
+  }
+  return found;
+}
+
+function within(graph, path) {
+  return nodesOf(graph).flatMap((node) =>
+    node.subgraph ? within(node.subgraph, [...path, node]) : [{ node, path }],
+  );
+}
+
 function inside({ node, path }) {
   return { graph: node.subgraph, path: [...path, node] };
 }
@@ -68,6 +83,21 @@ export function linkBy(graph, id) {
 /** Whether a link comes from an input of the subgraph that it is in. */
 export function isFromOutside(link) {
   return Number(link?.origin_id) === SUBGRAPH_INPUT;
+}
+
+/**
+ * Whether a link to the node at a place leads to nothing: through Reroute to an input that has no link, or to an input
+ * of a subgraph's node that has none.
+ */
+export function leadsNowhere({ node, path }, linkId) {
+  const link = linkBy(node.graph, linkId);
+  const isOutside = isFromOutside(link);
+  const before = isOutside ? path.at(-1) : link && node.graph.getNodeById(link.origin_id);
+  if (!before || !(isOutside || before.isVirtualNode)) return false;
+  const input = before.inputs?.[isOutside ? link.origin_slot : 0];
+  if (!input) return false; // such as a node that gets a value from one that sets it
+  const at = { node: before, path: isOutside ? path.slice(0, -1) : path };
+  return input.link == null || leadsNowhere(at, input.link);
 }
 
 /** The node that a link to a node comes from: through Reroute, and out of and into subgraphs. */

@@ -7,7 +7,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { chainOf, inputOf, isOff, isSetByUser, linkOf, originOf, placeOf, valueOf } from "./graph.js";
 import { keepShown, showAt } from "./hint_badge.js";
-import { modelLinks, modelOf, sourceOf } from "./model_source.js";
+import { hasModel, modelOf, sourceOf } from "./model_source.js";
 import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { together } from "./several_samplers.js";
 import { unlist } from "./unlisted.js";
@@ -93,7 +93,7 @@ class Hint {
     const { node } = this;
     if (!node.graph) return;
     this.showOutside();
-    if (isOff(node) || !modelLinks(node).length) return this.show("", "");
+    if (isOff(node) || !hasModel(placeOf(node))) return this.show("", "");
     const speed = valueOf(node, "speed");
     const behind = samplersOf(node);
     const known = behind.filter((one) => one.node === node || !replaces(one));
@@ -102,7 +102,8 @@ class Hint {
     const steps = samplers.map(stepsOf);
     if (speed === "custom") {
       const hasGain = steps.some((total) => hasRegionalStep(node, total));
-      return this.show("", say(hasGain ? "custom" : "customAllDense"));
+      if (!hasGain) return this.show("", say("customAllDense"), "", say("customNoGain"));
+      return this.show("", say("custom"), "", say("customInside"));
     }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
@@ -168,7 +169,8 @@ class Hint {
     return [parts.join(" · "), sourceOfEstimate(speed, closeness, measured, total), short, least];
   }
 
-  show(asked, text, tooltip = "", short = "") {
+  /** Shows a text in the node, and a short one at the nodes of the subgraphs that show the speed. */
+  show(asked, text, tooltip = "", short = text) {
     this.asked = asked;
     this.short = short;
     if (this.element.textContent !== text) this.element.textContent = text;

@@ -84,7 +84,8 @@ export class LivePanel {
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
     const isRival = message.part && message.part[2] !== "with"; // a run without RAS, for comparison
-    this.say(this.numbered(isRival ? "" : describeRun(message)), !isRival && message.reason);
+    const [summary, warning] = isRival ? ["", ""] : describeRun(message);
+    this.say(this.numbered(summary), warning);
     this.choose(message.timeline.at(-1)?.step ?? 0);
   }
 
@@ -95,12 +96,15 @@ export class LivePanel {
     return [which, text].filter(Boolean).join(" · ");
   }
 
-  /** Shows a text below the timeline. */
-  say(text, isExplanation = false) {
-    this.text = [text, isExplanation];
-    this.headline.textContent = text;
-    this.headline.title = text && `${text}\n${say("terms")}`;
-    this.headline.classList.toggle("multirate-ras-reason", Boolean(isExplanation));
+  /** Shows a text below the timeline, and a warning after it. */
+  say(text, warning = "") {
+    this.text = [text, warning];
+    const reason = document.createElement("span");
+    reason.className = "multirate-ras-reason";
+    reason.textContent = warning;
+    this.headline.replaceChildren(text, text && warning ? " · " : "", reason);
+    const whole = this.headline.textContent;
+    this.headline.title = whole && `${whole}\n${say("terms")}`;
   }
 
   remember({ step, kind, share, mask }) {
@@ -295,16 +299,12 @@ function keepOutOfFile(node) {
   };
 }
 
-/** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
+/** What a finished run has computed, and a warning: why it was not accelerated as planned. */
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
-  if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
-  if (reason) {
-    const less = say("less", { reason: translated(reason) });
-    return speedup && !busy ? `${say("speed", { speed: speedup.toFixed(2) })} · ${less}` : less;
-  }
+  if (!accelerated) return ["", say("nothing", { reason: translated(reason) || say("noRegional") })];
   const parts = [plan ? translated(plan) : say("tokens", { share: percent(share) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
-  return parts.join(" · ");
+  return [parts.join(" · "), reason ? say("less", { reason: translated(reason) }) : ""];
 }
 
 /** The preview as a bitmap; null if there is none or it cannot be decoded, so that the regions are still drawn. */

@@ -1,11 +1,12 @@
 // Identifies the model of a node from the graph, as nodes/model_source.py does from a prompt: the server then finds the
 // plans that RAS Calibrate saved for it, or those of its family.
 
-import { BYPASSED, isSetByUser, originOf, valueOf } from "./graph.js";
+import { BYPASSED, isSetByUser, leadsNowhere, originOf, placeBefore, valueOf } from "./graph.js";
 
 const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
 const LONGEST_SOURCE = 4000; // characters
 const FILE = /\.(safetensors|sft)$/i;
+const OPTIONAL = 7; // shape of an input that may stay without a link
 
 /** The family or the file of a node's model, from the first node of the chain of nodes that pass it on. */
 export function modelOf(node) {
@@ -35,6 +36,16 @@ function modelChain(node, left = 20) {
   const [link] = node ? modelLinks(node) : [];
   const origin = link == null || !left ? null : originOf(node, link);
   return origin ? [origin, ...modelChain(origin, left - 1)] : [];
+}
+
+/** Whether a model is connected to the node at a place: directly, or to the first of the nodes that pass it on. */
+export function hasModel(at, left = 20) {
+  const needed = at.node.inputs?.filter((one) => one.type === "MODEL" && (one.link != null || one.shape !== OPTIONAL)) ?? [];
+  return needed.every(({ link }) => {
+    if (link == null || leadsNowhere(at, link)) return false;
+    const origin = left ? placeBefore(at, link) : null;
+    return !origin || hasModel(origin, left - 1);
+  });
 }
 
 export function modelLinks(node) {

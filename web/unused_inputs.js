@@ -1,33 +1,36 @@
-// Greys out the inputs that have no effect with the chosen speed: those that count only while `speed` is custom. A
-// subgraph's node that shows such an input, or the speed, follows the same rule.
+// Greys out the inputs that have no effect with the chosen speed: those that count only while `speed` is custom, and
+// RAS KSampler's scheduler, if the plan of the speed replaces its noise levels. A subgraph's node that shows such an
+// input, or the speed, follows the same rule.
 
-import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chainOf, isSetByUser, nodesOf, rootGraph, valueOf, widgetOf } from "./graph.js";
+import { chainOf, inputOf, isSetByUser, placesOfAll, valueOf, widgetOf } from "./graph.js";
+import { watch } from "./watch.js";
 
 const CUSTOM = "custom";
 const OF_CUSTOM = ["sample_ratio", "start_percent", "end_percent", "error_reset_every", "kv_cache"]; // as in nodes/settings.py
-const WATCH = 1000; // milliseconds from one look at the graph to the next
+const SCHEDULER = "scheduler";
+const PLANNED = ["euler", "dpmpp_2m"]; // samplers that use a plan's noise levels
+const FEW_STEPS = 8; // up to here, RAS stays out of a run; as in ras_core/method/few_steps.py
+const FROM_NOISE = [ // schedulers that begin with pure noise; a plan keeps the first noise level of others
+  "simple", "sgm_uniform", "karras", "exponential", "normal", "beta", "linear_quadratic", "kl_optimal",
+];
+const WATCHED = ["speed", "sampler_name", SCHEDULER, "steps", "denoise"]; // what is unused depends on these
 
 app.registerExtension({
   name: "multirate_ras.unused_inputs",
 
-  setup() {
-    api.addEventListener("graphChanged", updateAll);
-    app.canvas.canvas.addEventListener("litegraph:set-graph", updateAll); // into a subgraph, or out of it
-    // Not each change of a widget or a link is followed by that event.
-    setInterval(() => document.hidden || updateAll(), WATCH);
-  },
+  setup: () => watch(updateAll),
 
   nodeCreated(node) {
-    const speed = hasSettings(node) && widgetOf(node, "speed");
-    if (!speed) return;
-    const { callback } = speed;
-    speed.callback = function () {
-      const answer = callback?.apply(this, arguments);
-      updateAll();
-      return answer;
-    };
+    if (!hasSettings(node)) return;
+    for (const widget of WATCHED.map((name) => widgetOf(node, name)).filter(Boolean)) {
+      const { callback } = widget;
+      widget.callback = function () {
+        const answer = callback?.apply(this, arguments);
+        updateAll();
+        return answer;
+      };
+    }
     markInputs([{ node, path: [] }]); // before it is in a graph
   },
 
@@ -40,34 +43,34 @@ function hasSettings(node) {
 
 /** Looks at all nodes, also those in subgraphs: several nodes may show the same subgraph. */
 function updateAll() {
-  const graph = rootGraph();
-  const shown = new Map(); // node -> where it is, for each node of a subgraph that shows it
-  for (const each of graph ? within(graph, []) : []) {
-    shown.set(each.node, [...(shown.get(each.node) ?? []), each]);
-  }
-  for (const places of shown.values()) markInputs(places);
-}
-
-/** The pack's nodes in a graph, each with the nodes of the subgraphs that it is in, outermost first. */
-function within(graph, path) {
-  return nodesOf(graph).flatMap((node) => {
-    if (node.subgraph) return within(node.subgraph, [...path, node]);
-    return hasSettings(node) ? [{ node, path }] : [];
-  });
+  for (const places of placesOfAll(hasSettings).values()) markInputs(places);
 }
 
 /** Greys out inputs of one node, and those of the nodes of subgraphs that show them, or makes them usable again. */
 function markInputs(places) {
-  const unused = places.map(({ node, path }) => {
-    const value = isSetByUser(node, "speed", path) ? valueOf(node, "speed", path) : undefined;
-    return value !== undefined && value !== CUSTOM;
-  });
-  for (const name of OF_CUSTOM) {
+  const planned = places.map(hasPlan);
+  for (const name of [...OF_CUSTOM, SCHEDULER]) {
+    const unused = places.map((at, i) => planned[i] && (name !== SCHEDULER || replacesLevels(at)));
     mark(widgetOf(places[0].node, name), unused.every(Boolean));
     places.forEach(({ node, path }, i) => {
       for (const shown of chainOf(node, name, path).slice(1)) mark(widgetOf(shown.node, shown.name), unused[i]);
     });
   }
+}
+
+function hasPlan({ node, path }) {
+  const value = isSetByUser(node, "speed", path) ? valueOf(node, "speed", path) : undefined;
+  return value !== undefined && value !== CUSTOM;
+}
+
+/**
+ * Whether the plan of a run replaces all noise levels of the scheduler. With denoise below 1, the first one stays.
+ * RAS Compare uses the scheduler for the run without RAS.
+ */
+function replacesLevels(at) {
+  const [sampler, scheduler, steps, denoise] = ["sampler_name", SCHEDULER, "steps", "denoise"].map((name) => inputOf(at, name));
+  if (at.node.comfyClass !== "RASKSampler" || !PLANNED.includes(sampler)) return false;
+  return FROM_NOISE.includes(scheduler) && steps > FEW_STEPS && denoise === 1;
 }
 
 function mark(widget, isUnused) {

@@ -30,12 +30,13 @@ const WORDS = {
     none: "no gain", ofInpainting: "{text} (inpainting)",
     custom: "custom: the advanced inputs apply",
     customAllDense: "custom: no gain, every step computes the whole image",
+    customInside: "custom: settings inside the node", customNoGain: "custom: no gain",
     plan: "the connected plan applies",
-    source: "Estimated from the plan for {speed}{closeness}. RAS Calibrate measures your own model.",
+    source: "Estimated from the plan for {speed}. {closeness}RAS Calibrate measures your own model.",
     measured: "measured on your model",
     measuredSource: "Estimated from the plan for {speed} that RAS Calibrate measured on this model at this image size. Closeness of its final latent to that of a run with many steps: {dB} dB.",
     measuredTime: "Estimated from the plan for {speed} that RAS Calibrate measured on this model at this image size.",
-    closeness: "; PSNR on the family's demo model: {dB} dB against the converged image (250 steps)",
+    closeness: "More than 250 steps hardly change an image, so the image of 250 steps is the measure; on the family's demo model, closeness to it was {dB} dB (PSNR). ",
     without: "without RAS", with: "with RAS", fewer: "fewer steps ({steps})",
     faster: "{speed}× faster · similarity to the image without RAS: {ras} (fewer steps: {fewer})",
     slower: "slower than without RAS ({speed}× the speed) · similarity to the image without RAS: {ras} (fewer steps: {fewer})",
@@ -72,12 +73,13 @@ const WORDS = {
     none: "kein Gewinn", ofInpainting: "{text} (Inpainting)",
     custom: "custom: Es gelten die erweiterten Eingänge",
     customAllDense: "custom: kein Gewinn, jeder Schritt berechnet das ganze Bild",
+    customInside: "custom: Einstellungen im Node", customNoGain: "custom: kein Gewinn",
     plan: "Es gilt der verbundene Plan",
-    source: "Geschätzt aus dem Plan für {speed}{closeness}. „RAS kalibrieren“ misst Ihr eigenes Modell.",
+    source: "Geschätzt aus dem Plan für {speed}. {closeness}„RAS kalibrieren“ misst Ihr eigenes Modell.",
     measured: "an Ihrem Modell gemessen",
     measuredSource: "Geschätzt aus dem Plan für {speed}, den „RAS kalibrieren“ an diesem Modell bei dieser Bildgröße gemessen hat. Nähe des fertigen Latents zu dem eines Laufs mit vielen Schritten: {dB} dB.",
     measuredTime: "Geschätzt aus dem Plan für {speed}, den „RAS kalibrieren“ an diesem Modell bei dieser Bildgröße gemessen hat.",
-    closeness: "; PSNR beim Demo-Modell der Familie: {dB} dB gegenüber dem konvergierten Bild (250 Schritte)",
+    closeness: "Mehr als 250 Schritte ändern ein Bild kaum noch, daher ist das Bild mit 250 Schritten der Maßstab; beim Demo-Modell der Familie betrug die Nähe zu ihm {dB} dB (PSNR). ",
     without: "ohne RAS", with: "mit RAS", fewer: "weniger Schritte ({steps})",
     faster: "{speed}× so schnell · Ähnlichkeit mit dem Bild ohne RAS: {ras} (weniger Schritte: {fewer})",
     slower: "langsamer als ohne RAS ({speed}× so schnell) · Ähnlichkeit mit dem Bild ohne RAS: {ras} (weniger Schritte: {fewer})",
@@ -114,12 +116,13 @@ const WORDS = {
     none: "高速化なし", ofInpainting: "{text}（インペイント）",
     custom: "custom: 詳細入力で決まります",
     customAllDense: "custom: すべてのステップで画像全体を計算するため、高速化されません",
+    customInside: "custom: ノードの中で設定", customNoGain: "custom: 高速化なし",
     plan: "接続したプランで決まります",
-    source: "{speed} のプランによる推定{closeness}。お使いのモデルは RAS キャリブレーションで測定できます。",
+    source: "{speed} のプランによる推定。{closeness}お使いのモデルは RAS キャリブレーションで測定できます。",
     measured: "お使いのモデルで測定済み",
     measuredSource: "RAS キャリブレーションがこのモデルとこの画像サイズで測定した {speed} のプランによる推定。ステップ数の多い実行と比べた、最終の潜在画像の近さは {dB} dB。",
     measuredTime: "RAS キャリブレーションがこのモデルとこの画像サイズで測定した {speed} のプランによる推定。",
-    closeness: "（同じ系列のデモモデルで、収束した画像（250 ステップ）に対する PSNR は {dB} dB）",
+    closeness: "250 ステップより増やしても画像はほとんど変わらないため、250 ステップの画像を基準とします。同じ系列のデモモデルでは、基準の画像との近さは {dB} dB（PSNR）でした。",
     without: "RAS なし", with: "RAS あり", fewer: "少ないステップ（{steps}）",
     faster: "速度 {speed} 倍 · RAS なしの画像との類似度 {ras}（少ないステップ: {fewer}）",
     slower: "RAS なしより遅い（速度 {speed} 倍） · RAS なしの画像との類似度 {ras}（少ないステップ: {fewer}）",
@@ -156,12 +159,13 @@ const WORDS = {
     none: "无法加速", ofInpainting: "{text}（局部重绘）",
     custom: "custom：由高级输入决定",
     customAllDense: "custom：无法加速，每一步都计算整幅图像",
+    customInside: "custom：在节点内设置", customNoGain: "custom：无法加速",
     plan: "由所连接的方案决定",
-    source: "根据 {speed} 的方案估计{closeness}。“RAS 校准”可测量您自己的模型。",
+    source: "根据 {speed} 的方案估计。{closeness}“RAS 校准”可测量您自己的模型。",
     measured: "已在您的模型上实测",
     measuredSource: "根据“RAS 校准”在此模型和此图像尺寸上测得的 {speed} 方案估计。其最终 Latent 与多步运行结果的接近度为 {dB} dB。",
     measuredTime: "根据“RAS 校准”在此模型和此图像尺寸上测得的 {speed} 方案估计。",
-    closeness: "（该系列的演示模型与收敛图像（250 步）相比，PSNR 为 {dB} dB）",
+    closeness: "超过 250 步后图像几乎不再变化，因此以 250 步的图像为基准；该系列的演示模型与它的接近度为 {dB} dB（PSNR）。",
     without: "无 RAS", with: "有 RAS", fewer: "较少步数（{steps} 步）",
     faster: "{speed} 倍速 · 与不使用 RAS 的图像的相似度 {ras}（较少步数：{fewer}）",
     slower: "比不使用 RAS 更慢（{speed} 倍速）· 与不使用 RAS 的图像的相似度 {ras}（较少步数：{fewer}）",
@@ -174,6 +178,7 @@ const WORDS = {
 };
 
 const DECIMAL_COMMA = new Set(["de"]);
+const UNIT = / %/g; // kept on the line of its number, by a space that does not break
 const DECIMAL = /^\d+\.\d+( [GM]iB)?$/; // a number, but not a choice of an input, such as 1.5x
 
 /** The text of a key in the language of the interface, with its values filled in. */
@@ -188,7 +193,7 @@ export function percent(share) {
 
 /** A text with its values filled in, as the language of the interface writes them. */
 export function fill(text, values) {
-  return text.replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
+  return text.replace(UNIT, "\u00a0%").replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
 }
 
 /** Of values by language: that of the interface's language, or the English one. */

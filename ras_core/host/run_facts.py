@@ -31,7 +31,10 @@ def obstacle(given: OuterSample, guider: Any) -> str | None:
     if any(each for key, each in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).items() if key != KEY):
         return "another node wraps the sampler and may expect these noise levels"
     if plan_sampler(given.sampler) is None:
-        return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
+        return (
+            "only euler and dpmpp_2m can use a plan's noise levels, without sampler options such as s_churn, "
+            "and if no other pack replaces the sampler"
+        )
     levels, model = given.sigmas.tolist(), guider.model_patcher
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"

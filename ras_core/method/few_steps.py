@@ -36,7 +36,7 @@ five dense euler steps looked clean, those of four did not."""
 
 AT_LEAST = f"fewer than {LEAST_STEPS} steps would spoil the image, so the run takes {LEAST_STEPS}"
 
-FEW_STEPS_PLAN = " (few steps: none is regional)"
+FEW_STEPS_PLAN = " (few steps: no step is regional)"
 """How the text of a plan says that its steps are dense because there is no room for regional ones."""
 
 NO_ROOM = "the run has too few steps for regional ones at this speed"

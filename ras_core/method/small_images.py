@@ -9,7 +9,7 @@ With 1024 tokens (512 px), regional steps gain 0.6 to 2.1 dB on the demo models 
 cost. With 576 and 256 tokens, they lose up to 2.5 dB, or are even (bench/results/2026-11-27-h100/small). The
 limit lies between."""
 
-SMALL_IMAGE_PLAN = " (small image: none is regional)"
+SMALL_IMAGE_PLAN = " (small image: no step is regional)"
 """How the text of a plan says that its steps are dense because the image is small."""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from ..run.timing import typical_seconds
+from ..run.timing import dense_seconds, typical_seconds
 from ..run.trace import Trace
 from .drawing import BACKGROUND, TEXT, as_uint8, fit, font
 from .notice import NO_RAS
@@ -17,6 +18,9 @@ from .notice import NO_RAS
 PANEL, HIGHEST = 512, 2048
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
+ALIKE = 1.3
+"""Runs of the same FLOPs whose times differ by more than this factor were disturbed by other programs."""
+
 BEST_PSNR = 100.0
 """Highest PSNR that `psnr` returns. Equal images get this PSNR instead of infinity, so that averages are
 finite."""
@@ -62,6 +66,21 @@ class Run(NamedTuple):
     def seconds(self) -> float:
         """Time of sampling, without what disturbed single steps, as in the trace's measured speed-ups."""
         return typical_seconds(self.trace.evaluations) or self.trace.seconds
+
+
+def checked(ras: Run, fewer: Run) -> Run:
+    """The run with RAS, marked as disturbed if the run in fewer steps, which should take as long, did not.
+
+    Regional steps have fixed costs, which small images show: `ras` may then take longer. If its dense steps
+    took as long as those of `fewer`, the computer was not busy.
+    """
+    expected = fewer.trace.n_steps * ras.trace.expected_gain / ras.trace.compared_steps
+    ratio = fewer.seconds / (ras.seconds * expected) if ras.seconds > 0 else 1.0
+    dense = [dense_seconds(run.trace.evaluations) for run in (ras, fewer)]
+    is_slow_itself = ratio < 1 and all(dense) and max(dense) <= ALIKE * min(dense)
+    if 1 / ALIKE <= ratio <= ALIKE or is_slow_itself:
+        return ras
+    return ras._replace(trace=replace(ras.trace, is_dense_disturbed=True))
 
 
 def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:

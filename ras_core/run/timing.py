@@ -18,6 +18,18 @@ BUSY = 1.5
 """A time is an outlier if it differs from its group's median by more than this factor. On an idle GPU, the
 times in a group differ by only a few percent."""
 
+MOST = 1.3
+"""If a run is measured to be more than this many times as fast as expected from its FLOPs, something has
+slowed down its dense steps, with which the others are compared."""
+
+CLEARLY_LESS = 0.8
+"""A run that reaches less than this share of its expected speed-up was clearly less accelerated than planned,
+if its times show it (see AGREE)."""
+
+AGREE = 0.1
+"""Times of a group agree if the middle half of them spans at most this fraction of their median. On an idle
+computer it was 1 to 8 %; with other programs in bursts, 10 to 37 %."""
+
 FEWEST = 4
 """Groups with fewer evaluations are not searched for outliers."""
 
@@ -58,11 +70,11 @@ def measured_speedup(evaluations: Sequence[Timed]) -> float | None:
     first evaluation counts in neither time, because kernels are loaded and autotuned during it.
     """
     later = evaluations[1:]
-    dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
-    if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
+    dense = dense_seconds(evaluations)
+    if dense is None or not any(e.kind is StepKind.REGIONAL for e in later):
         return None
     total = typical_seconds(later)
-    return statistics.median(dense) * len(later) / total if total > 0 else None
+    return dense * len(later) / total if total > 0 else None
 
 
 def typical_seconds(evaluations: Sequence[Timed]) -> float:
@@ -80,6 +92,35 @@ def is_disturbed(evaluations: Sequence[Timed]) -> bool:
         if len(like) >= FEWEST and odd > len(like) / 4:
             return True
     return False
+
+
+def is_implausible(evaluations: Sequence[Timed], measured: float | None, expected: float) -> bool:
+    """Whether other programs are a likelier cause of a measured speed-up than the run itself: it is far above
+    the expected one, or clearly below it although like evaluations did not take like times.
+    """
+    if measured is None:
+        return False
+    return measured > MOST * expected or (measured < CLEARLY_LESS * expected and not agree(evaluations))
+
+
+def agree(evaluations: Sequence[Timed]) -> bool:
+    """Whether the times in each group agree (see AGREE), those of several dense evaluations among them."""
+    later = evaluations[1:]
+    if sum(each.kind is StepKind.DENSE for each in later) < 2:
+        return False
+    return all(_spread(like) <= AGREE * statistics.median(like) for like in _like(later) if len(like) > 1)
+
+
+def dense_seconds(evaluations: Sequence[Timed]) -> float | None:
+    """The median time of the dense evaluations after the first evaluation; None if there are none."""
+    dense = [each.seconds for each in evaluations[1:] if each.kind is StepKind.DENSE]
+    return statistics.median(dense) if dense else None
+
+
+def _spread(seconds: list[float]) -> float:
+    """The range of the middle half of these times."""
+    first, _, third = statistics.quantiles(seconds, method="inclusive")
+    return third - first
 
 
 def _like(evaluations: Sequence[Timed]) -> list[list[float]]:

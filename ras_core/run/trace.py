@@ -11,12 +11,7 @@ from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
 from ..method.shares import percent
-from .timing import is_disturbed, typical_seconds
-
-MOST = 1.3
-"""If a run is measured to be more than this many times as fast as expected from its FLOPs, something has
-slowed down its dense steps, with which the others are compared."""
-
+from .timing import CLEARLY_LESS, is_disturbed, is_implausible, typical_seconds
 
 INPAINTING_PLAN = " (inpainting)"
 """How the line of a plan ends if the run is one of inpainting, which has dense steps only."""
@@ -122,8 +117,9 @@ class Trace:
     @property
     def is_disturbed(self) -> bool:
         """Whether other work on the computer has disturbed the times, so that their ratios are unreliable."""
-        is_too_fast = (self.measured_speedup or 0) > MOST * self.expected_speedup
-        return is_too_fast or self.is_dense_disturbed or is_disturbed(self.evaluations)
+        if self.is_dense_disturbed or is_disturbed(self.evaluations):
+            return True
+        return is_implausible(self.evaluations, self.measured_speedup, self.expected_speedup)
 
     @property
     def is_accelerated(self) -> bool:
@@ -153,6 +149,11 @@ class Trace:
     def measured_gain(self) -> float | None:
         """As `expected_gain`, measured; None if it cannot be."""
         return None if self.measured_speedup is None else self.measured_speedup * self._fewer_steps
+
+    @property
+    def gained_clearly_less(self) -> bool:
+        """Whether the measured gain is far below the expected one."""
+        return (self.measured_gain or math.inf) < CLEARLY_LESS * self.expected_gain
 
     @property
     def _fewer_steps(self) -> float:

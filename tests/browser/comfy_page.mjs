@@ -354,6 +354,17 @@ export class ComfyPage {
     });
   }
 
+  /** The advanced inputs that a node in the open graph shows. */
+  advancedRows(type) {
+    return this.page.evaluate((type) => {
+      const node = app.canvas.graph.nodes.find((one) => one.type === type);
+      const advanced = node.widgets.filter((one) => one.options?.advanced);
+      const row = (name) => document.querySelector(`[data-node-id="${node.id}"]`)?.textContent.includes(name);
+      const isShown = (one) => (LiteGraph.vueNodesMode ? row(one.label ?? one.name) : !one.hidden && node.isWidgetVisible(one));
+      return advanced.filter(isShown).map((one) => one.name);
+    }, type);
+  }
+
   /** Gives nodes of a type the least width that new nodes have. */
   narrow(type) {
     return this.page.evaluate((type) => {

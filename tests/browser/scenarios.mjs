@@ -613,11 +613,50 @@ async function subgraph(browser, { workflow, sampler }) {
   return { ends, outside, inside, back, offered, placeBack, before, nested, place, heights, messages: page.messages, problems: page.problems };
 }
 
+/** What a subgraph's node says while its speed is custom, and what its sampler then shows; the same at 3x. */
+async function promotedCustom(page, sampler) {
+  const found = {};
+  for (const speed of ["custom", "3x"]) {
+    const isTold = (text) => text.startsWith("custom") === (speed === "custom") && text;
+    await page.setPromoted({ speed });
+    const outside = await page.until(() => page.estimateOutside(), isTold);
+    await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
+    await page.centre(sampler);
+    const rows = await page.until(() => page.advancedRows(sampler), (names) => names.length === (speed === "custom" ? 6 : 0));
+    await page.screenshot(`promoted_${speed}`);
+    await page.page.evaluate(() => app.canvas.setGraph(app.graph));
+    await page.settle();
+    found[speed] = { outside, rows };
+  }
+  return found;
+}
+
+/** The live view of the last run, if it had been slower than planned, in a subgraph's node of the least width. */
+async function narrowWarning(page) {
+  const end = page.messages.findLast(({ phase }) => phase === "end");
+  const plan = "2x: 17 steps instead of 28, 5 dense, 82 % of tokens";
+  const reason = "perhaps the computer was busy, or the image is small";
+  await page.page.evaluate((message) => {
+    const node = window.subgraphNode;
+    node.setSize([225, node.size[1]]);
+    app.api.dispatchCustomEvent("multirate_ras.live", message);
+    app.canvas.centerOnNode(node);
+    app.canvas.setDirty(true, true);
+  }, { ...end, plan, reason, speedup: 1.55, busy: false, accelerated: true });
+  await page.settle(500);
+  const panel = await page.until(() => page.panel(), (found) => found?.headline.includes("planned"));
+  const place = await page.until(() => page.panelInSubgraph(), (found) => Math.min(...found) > -1);
+  await page.screenshot("narrow_warning");
+  return { panel, place };
+}
+
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */
 async function blueprint(browser, { workflow, sampler, blueprint }) {
   const page = await browser.open();
   await prepare(page, workflow, sampler);
   const added = await page.addBlueprint(blueprint);
+  await page.settle(2500); // longer than the page takes to look at the graph and to ask the server
+  const unconnected = await page.estimateOutside();
   await page.page.evaluate((type) => {
     const node = window.subgraphNode;
     const one = (type) => app.graph.nodes.find((other) => other.type === type);
@@ -632,13 +671,15 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
     node.pos = [...old.pos];
     [old, decode, shown].forEach((other) => app.graph.remove(other));
   }, sampler);
-  await page.setPromoted({ seed: NEW_SEED(), steps: 9 });
+  const custom = await promotedCustom(page, sampler);
+  await page.setPromoted({ seed: NEW_SEED(), steps: 9, speed: "2x" });
   const estimate = await page.until(() => page.estimateOutside(), (told) => told.endsWith(" 9"));
   const { inputs } = await page.savedSubgraph();
   const end = await (await page.queue()).end();
   const shown = await page.allPictures({ SaveImage: 1, PreviewImage: 1 });
   await page.screenshot("blueprint");
-  return { added, estimate, inputs, end, shown, problems: page.problems };
+  const warned = await narrowWarning(page);
+  return { added, unconnected, custom, estimate, inputs, end, shown, warned, problems: page.problems };
 }
 
 const job = JSON.parse(process.argv[2]);

@@ -4,13 +4,12 @@ import re
 
 import pytest
 from ras_pack.dev import demo_run as demo
+from ras_pack.nodes.settings import OF_CUSTOM
 
 pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
-    pytest.mark.parametrize(
-        "nodes", ["nodes2"], indirect=True
-    ),  # a subgraph's node is the same in both kinds
+    pytest.mark.parametrize("nodes", ["classic", "nodes2"], indirect=True),
 ]
 
 NAME = "RAS sampler"
@@ -41,7 +40,29 @@ def test_a_promoted_widget_sets_the_sampler_inside(report):
 
 
 def test_its_node_estimates_the_run(report):
-    assert re.fullmatch(rf"about \d\d % of the time · \d steps instead of {STEPS}", report["estimate"])
+    assert re.fullmatch(rf"about \d\d\u00a0% of the time · \d steps instead of {STEPS}", report["estimate"])
+
+
+def test_nothing_is_estimated_before_a_model_is_connected(report):
+    assert report["unconnected"] == ""
+
+
+def test_custom_shows_the_settings_inside_and_says_so_outside(report):
+    custom, fast = report["custom"]["custom"], report["custom"]["3x"]
+    assert custom["outside"] == "custom: settings inside the node"
+    assert custom["rows"] == [*OF_CUSTOM[:-1], "cuda_graphs", OF_CUSTOM[-1]]
+    assert fast["outside"].startswith("about 33\u00a0% of the time") and fast["rows"] == []
+
+
+def test_a_warning_follows_the_summary_and_is_not_cut_off(report):
+    panel, place = report["warned"]["panel"], report["warned"]["place"]
+    assert panel["headline"] == (
+        "2x: 17 steps instead of 28, 5 dense, 82\u00a0% of tokens · 1.55× speed · "
+        "Less than planned: perhaps the computer was busy, or the image is small"
+    )
+    assert not panel["areCut"] and panel["areExplained"]
+    assert min(place) > -1  # inside the node
+    assert re.search(r" · \d+\u00a0%$", panel["caption"])
 
 
 def test_it_generates_an_image_and_a_summary(report):

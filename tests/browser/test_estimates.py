@@ -22,18 +22,18 @@ def test_it_ends_without_errors_of_the_pack(report):
 
 def test_samplers_in_a_subgraph_of_a_subgraph(report):
     text, _ = report["inside"]
-    assert text.startswith("about 50 % of the time") and "28" not in text
+    assert text.startswith("about 50\u00a0% of the time") and "28" not in text
     assert text.partition(" steps instead of ")[2].startswith("20")
 
 
 def test_few_steps_in_one_of_them_or_in_both(report):
-    assert "no gain" in report["few"][0] and "about 50 %" in report["few"][0]
+    assert "no gain" in report["few"][0] and "about 50\u00a0%" in report["few"][0]
     assert report["bothFew"][0] == "no gain with so few steps: the run is the same as without RAS"
 
 
 def test_inpainting(report):
     """The first sampler passes the mask on."""
-    assert report["mask"][0] == "about 50 % of the time · 10 steps instead of 20 (inpainting)"
+    assert report["mask"][0] == "about 50\u00a0% of the time · 10 steps instead of 20 (inpainting)"
 
 
 def test_the_tooltip_names_samplers_of_equal_titles(report):
@@ -43,7 +43,7 @@ def test_the_tooltip_names_samplers_of_equal_titles(report):
 
 
 def test_without_a_sampler_it_tells_only_the_time(report):
-    assert report["unknown"][0] == "about 50 % of the time" and "dB" not in report["unknown"][1]
+    assert report["unknown"][0] == "about 50\u00a0% of the time" and "dB" not in report["unknown"][1]
 
 
 def test_compare_has_settings_of_its_own(report):

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 SAMPLER = "RASKSampler"
-MEASURED = "about 51 % of the time · 16 steps instead of 28 · measured on your model"
+MEASURED = "about 51\u00a0% of the time · 16 steps instead of 28 · measured on your model"
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def test_plans_of_this_model_and_size(report):
 
 def test_another_size_has_the_familys_plan(report):
     steps = family_plans("sd3").best("2x").steps
-    told = f"about 50 % of the time · {steps} steps instead of 28 · almost the image of 250 steps"
+    told = f"about 50\u00a0% of the time · {steps} steps instead of 28 · almost the image of 250 steps"
     assert report["otherSize"][0] == told
 
 
 def test_inpainting_has_dense_steps_only(report):
-    assert report["inpainting"] == "about 50 % of the time · 14 steps instead of 28 (inpainting)"
+    assert report["inpainting"] == "about 50\u00a0% of the time · 14 steps instead of 28 (inpainting)"
 
 
 def test_a_connected_calibration(report):
@@ -63,5 +63,5 @@ def test_a_sampler_in_a_subgraph(report):
     steps = family_plans("sd3").best("3x").steps
     assert report["promoted"].startswith(report["outside"]) and " instead of 28" in report["outside"]
     assert report["unused"] == [True, False, True]  # the input kv_cache in the subgraph's node
-    assert report["promoted"].startswith(f"about 33 % of the time · {steps} steps instead of 28")
+    assert report["promoted"].startswith(f"about 33\u00a0% of the time · {steps} steps instead of 28")
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []

@@ -91,9 +91,9 @@ class TestRun:
     def test_the_timeline_stays_and_can_be_used_by_keyboard(self, report):
         after = report["after"]
         assert after["isOver"] and after["sliderMax"] == STEPS and min(after["size"]) > 100
-        assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 30 %")
+        assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 30\u00a0%")
         first, third, last = report["scrubbed"]
-        assert first["sliderText"] == f"Step 1 of {STEPS} · dense · 100 % of tokens"
+        assert first["sliderText"] == f"Step 1 of {STEPS} · dense · 100\u00a0% of tokens"
         assert third["sliderText"].startswith("Step 3 of")
         assert last["caption"] == after["caption"]
         assert len({view["picture"] for view in report["scrubbed"]}) == 3
@@ -181,7 +181,7 @@ class TestPatchModel:
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
-        assert added["hint"] == "about 50 % of the time · 10 steps instead of 16"
+        assert added["hint"] == "about 50\u00a0% of the time · 10 steps instead of 16"
         assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):

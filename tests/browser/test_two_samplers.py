@@ -42,5 +42,5 @@ def test_a_workflow_is_saved_without_the_height_of_the_views(report):
 
 def test_the_estimate_is_no_wider_than_the_node(report):
     (left, right), (first, last) = report["boxes"]
-    assert report["estimate"] == "about 50 % of the time · KSampler\nno gain · Second pass"
+    assert report["estimate"] == "about 50\u00a0% of the time · KSampler\nno gain · Second pass"
     assert first <= left < right <= last

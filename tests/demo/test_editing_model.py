@@ -98,7 +98,7 @@ def test_the_training_calls_the_network_as_comfyui_samples(monkeypatch):
     image = torch.rand(1, SIZE, SIZE, 3, generator=torch.Generator().manual_seed(1))
     node = importlib.import_module("comfy_extras.nodes_edit_model").ReferenceLatent
     conditionings = []
-    for text in ("noto owl on blue", ""):
+    for text in ("noto grinning face on blue", ""):
         context, pooled = encode_prompt(text)
         plain = [[context, {"pooled_output": pooled}]]
         conditionings.append(node.execute(plain, {"samples": vae.encode(image)}).args[0])

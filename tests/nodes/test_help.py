@@ -72,6 +72,9 @@ def listed_inputs(text: str) -> dict[str, str]:
     return {name.strip(): text for names, text in items for name in names.split(",")}
 
 
+PLAN = {"en": "plan", "de": "Plan", "ja": "プラン", "zh": "方案"}
+
+
 class TestPages:
     def test_a_page_for_every_node_and_no_other(self):
         assert {path.stem for path in DOCS.glob("*.md")} == set(SCHEMAS)
@@ -120,7 +123,8 @@ class TestPages:
         shown = words.partition(f"  {language}: {{")[2]
         explained = [re.search(rf'{key}: "([^"]+)"', shown)[1] for key in ("regional", "dense", "reset")]
         explained += {"en": ["tokens"], "de": ["Token"], "ja": ["トークン"], "zh": ["token"]}[language]
-        explained += ["mean region score"] if node_id == "RASMaskPreview" else []
+        has_plan = node_id != "RASMaskPreview"
+        explained += [PLAN[language]] if has_plan else ["mean region score"]
         assert [word for word in explained if not re.search(rf"^- \*{word}\*", text, re.MULTILINE)] == []
 
     @pytest.mark.parametrize("language", LOCALES)
@@ -295,7 +299,7 @@ class TestLocales:
         sentences = [text for key, text in texts.items() if key[-1] in ("description", "tooltip")]
         sentences.append(words.partition("  ja: {")[0])
         quoted = {name for text in sentences for name in re.findall("„([^“]+)“", text)}
-        assert quoted - names == {"noto owl on blue"}, "a prompt is the only other quotation"
+        assert quoted - names == {"noto grinning face on blue"}, "a prompt is the only other quotation"
         bare = [re.sub("„[^“]+“", "", text) for text in sentences]
         assert [(name, text) for name in nodes for text in bare if name in text] == []
 

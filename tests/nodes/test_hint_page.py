@@ -143,7 +143,7 @@ def test_a_connected_plan(tmp_path):
 
 def test_a_gain(tmp_path):
     _, text = shown(tmp_path, [LOADER, patch(), ksampler(steps=28)], GAINS)
-    assert text == "about 50 % of the time · 17 steps instead of 28"
+    assert text == "about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def test_a_comparison_says_which_of_its_runs_it_estimates(tmp_path):
@@ -151,7 +151,7 @@ def test_a_comparison_says_which_of_its_runs_it_estimates(tmp_path):
     nodes = [LOADER, node(2, "RASCompare", widgets, {"model": ("MODEL", 1)})]
     asked, text = shown(tmp_path, nodes, GAINS)
     assert asked[-1].items() >= {**FACTS, "steps": "28", "denoise": "1", "sampler": "euler"}.items()
-    assert text == "with RAS: about 50 % of the time · 17 steps instead of 28"
+    assert text == "with RAS: about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def test_an_estimate_of_other_settings_does_not_stay(tmp_path):
@@ -194,6 +194,29 @@ def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
     assert text == NO_GAIN
 
 
+def test_nothing_is_estimated_without_a_model(tmp_path):
+    """Before the node are a node that passes a model on, and one that has no model either."""
+    for nodes, expected in (
+        ([node(1, "LoraLoader", {}, {"model": ("MODEL", None)}, {"MODEL": [1]})], ""),
+        ([reroute(None)], ""),
+        ([LOADER_9, reroute(9)], "about 50\u00a0% of the time · 17 steps instead of 28"),
+        ([optional_model()], "about 50\u00a0% of the time · 17 steps instead of 28"),
+    ):
+        assert page_of(tmp_path, [*nodes, patch(), ksampler(steps=28)], GAINS)["text"] == expected
+
+
+def reroute(link):
+    return {**node(1, "Reroute", {}, {"": ("*", link)}, {"MODEL": [1]}), "isVirtualNode": True}
+
+
+def optional_model():
+    """A loader with an input for a model to merge."""
+    found = node(1, "Loader", {"unet_name": "x.safetensors"}, {"model": ("MODEL", None)}, {"MODEL": [1]})
+    found["inputs"][0]["shape"] = 7
+    return found
+
+
+LOADER_9 = node(9, "UNETLoader", {"unet_name": "x.safetensors"}, outputs={"MODEL": [9]})
 CLOSE = {**GAINS, "closeness": 35}
 
 
@@ -201,12 +224,19 @@ def test_without_a_sampler_only_the_time_is_known(tmp_path):
     found = page_of(tmp_path, [LOADER, patch()], CLOSE)
     (asked,) = found["asked"]
     assert asked.items() >= {**FACTS, "steps": "28", "sampler": ""}.items()
-    assert found["text"] == "about 50 % of the time" and "dB" not in found["tooltip"]
+    assert found["text"] == "about 50\u00a0% of the time" and "dB" not in found["tooltip"]
+
+
+def test_the_tooltip_says_why_250_steps_are_the_measure(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch(), ksampler(steps=28)], CLOSE)
+    assert found["text"].endswith(" · almost the image of 250 steps")
+    assert "More than 250 steps hardly change an image" in found["tooltip"]
+    assert "35 dB" in found["tooltip"] and "converged" not in found["tooltip"]
 
 
 def test_without_a_sampler_a_measured_plan_has_no_closeness(tmp_path):
     found = page_of(tmp_path, [LOADER, patch()], {**GAINS, "measured": 21.3})
-    assert found["text"] == "about 50 % of the time · measured on your model"
+    assert found["text"] == "about 50\u00a0% of the time · measured on your model"
     assert "RAS Calibrate measured" in found["tooltip"] and "dB" not in found["tooltip"]
 
 
@@ -221,19 +251,19 @@ def linked_steps(kind, **changes):
 def test_linked_steps(tmp_path, virtual):
     nodes = linked_steps("PrimitiveInt", isVirtualNode=virtual)
     (asked,), text = shown(tmp_path, nodes, {**GAINS, "steps": 12})
-    assert asked["steps"] == "20" and text == "about 50 % of the time · 12 steps instead of 20"
+    assert asked["steps"] == "20" and text == "about 50\u00a0% of the time · 12 steps instead of 20"
 
 
 def test_linked_steps_that_a_node_computes(tmp_path):
     _, text = shown(tmp_path, linked_steps("Computes", widgets=[]), CLOSE)
-    assert text == "about 50 % of the time"
+    assert text == "about 50\u00a0% of the time"
 
 
 def test_steps_that_become_known(tmp_path):
     """The server's answer is the same as before, when it was asked about a usual run."""
     unknown = ksampler(steps=None) | {"outputs": [], "widgets": [{"name": "steps", "value": None}]}
     _, text = shown(tmp_path, [LOADER, patch(), unknown], GAINS, {"steps": 28, "answer": GAINS})
-    assert text == "about 50 % of the time · 17 steps instead of 28"
+    assert text == "about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def two_passes(**changes):
@@ -253,16 +283,18 @@ LESS = {"time": 0.57, "steps": 8, "dense": 2, "closeness": None}
 def test_two_samplers_have_an_estimate_each_in_their_order(tmp_path):
     found = page_of(tmp_path, two_passes(), [GAINS, LESS])
     assert [one["steps"] for one in found["asked"]] == ["28", "14"]
-    assert found["text"] == "about 50 % of the time · KSampler\nabout 57 % of the time · Second pass"
+    assert (
+        found["text"] == "about 50\u00a0% of the time · KSampler\nabout 57\u00a0% of the time · Second pass"
+    )
     first, second, source = found["tooltip"].split("\n")
-    assert first == "KSampler: about 50 % of the time · 17 steps instead of 28"
-    assert second == "Second pass: about 57 % of the time · 8 steps instead of 14"
+    assert first == "KSampler: about 50\u00a0% of the time · 17 steps instead of 28"
+    assert second == "Second pass: about 57\u00a0% of the time · 8 steps instead of 14"
     assert source.startswith("Estimated from the plan for 2x")
 
 
 def test_a_second_sampler_without_a_gain(tmp_path):
     found = page_of(tmp_path, two_passes(), [GAINS, STAYS_OUT])
-    assert found["text"] == "about 50 % of the time · KSampler\nno gain · Second pass"
+    assert found["text"] == "about 50\u00a0% of the time · KSampler\nno gain · Second pass"
     _, second, source = found["tooltip"].split("\n")
     assert second == f"Second pass: {NO_GAIN}" and source.startswith("KSampler: Estimated from the plan")
 
@@ -271,7 +303,10 @@ def test_equal_titles_have_the_samplers_ids(tmp_path):
     nodes = two_passes()
     nodes[-1]["title"] = "KSampler"
     found = page_of(tmp_path, nodes, [GAINS, LESS])
-    assert found["text"] == "about 50 % of the time · KSampler #3\nabout 57 % of the time · KSampler #4"
+    assert (
+        found["text"]
+        == "about 50\u00a0% of the time · KSampler #3\nabout 57\u00a0% of the time · KSampler #4"
+    )
     names = [line.partition(":")[0] for line in found["tooltip"].split("\n")]
     assert names[:2] == ["KSampler #3", "KSampler #4"]
 
@@ -279,7 +314,7 @@ def test_equal_titles_have_the_samplers_ids(tmp_path):
 def test_different_sources_say_of_which_sampler_they_are(tmp_path):
     """A long run and a short one take the same share of time, only the closeness of the first is known."""
     found = page_of(tmp_path, two_passes(), [CLOSE, {**LESS, "time": 0.5}])
-    assert found["text"] == "about 50 % of the time"
+    assert found["text"] == "about 50\u00a0% of the time"
     sources = found["tooltip"].split("\n")[2:]
     assert [source.partition(": ")[0] for source in sources] == ["KSampler", "Second pass"]
     assert "35 dB" in sources[0] and "dB" not in sources[1]
@@ -304,13 +339,16 @@ def masked(nodes):
 def test_inpainting(tmp_path):
     found = page_of(tmp_path, masked([LOADER, patch(), ksampler(steps=20)]), {**GAINS, "steps": 10})
     assert found["asked"][0]["inpainting"] == "1"
-    assert found["text"] == "about 50 % of the time · 10 steps instead of 20 (inpainting)"
+    assert found["text"] == "about 50\u00a0% of the time · 10 steps instead of 20 (inpainting)"
 
 
 def test_inpainting_in_one_of_two_samplers_that_take_the_same_share(tmp_path):
     nodes = masked(two_passes())
     _, text = shown(tmp_path, nodes, [GAINS, {**LESS, "time": 0.5}])
-    assert text == "about 50 % of the time · KSampler\nabout 50 % of the time (inpainting) · Second pass"
+    assert (
+        text
+        == "about 50\u00a0% of the time · KSampler\nabout 50\u00a0% of the time (inpainting) · Second pass"
+    )
 
 
 def test_inpainting_without_a_gain(tmp_path):
@@ -321,7 +359,7 @@ def test_inpainting_without_a_gain(tmp_path):
 
 
 def test_two_samplers_with_the_same_estimate(tmp_path):
-    assert shown(tmp_path, two_passes(), [GAINS, {**LESS, "time": 0.5}])[1] == "about 50 % of the time"
+    assert shown(tmp_path, two_passes(), [GAINS, {**LESS, "time": 0.5}])[1] == "about 50\u00a0% of the time"
     _, text = shown(tmp_path, two_passes(), STAYS_OUT)
     assert text == NO_GAIN
 
@@ -330,7 +368,7 @@ def test_a_sampler_that_is_turned_off_does_not_count(tmp_path):
     nodes = two_passes()
     nodes[-1]["mode"] = 4  # bypassed
     (asked,), text = shown(tmp_path, nodes, GAINS)
-    assert asked["steps"] == "28" and text == "about 50 % of the time · 17 steps instead of 28"
+    assert asked["steps"] == "28" and text == "about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def test_a_scheduler_with_the_model_is_no_second_sampler(tmp_path):
@@ -347,7 +385,7 @@ def test_a_node_with_settings_of_its_own(tmp_path):
     asked, text = shown(tmp_path, [LOADER, patch(), sampler], GAINS)
     assert asked == [] and text == "no effect: RAS Compare has its own settings"
     _, text = shown(tmp_path, [LOADER, patch(), sampler | {"mode": 2}], GAINS)
-    assert text == "about 50 % of the time · 17 steps instead of 28"
+    assert text == "about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def test_a_second_patch(tmp_path):
@@ -357,7 +395,7 @@ def test_a_second_patch(tmp_path):
     nodes = [LOADER, patch(), second | {"title": "RAS Patch Model"}, sampler]
     assert shown(tmp_path, nodes, GAINS)[1] == "no effect: RAS Patch Model has its own settings"
     nodes[2]["mode"] = 4  # bypassed
-    assert shown(tmp_path, nodes, GAINS)[1] == "about 50 % of the time · 17 steps instead of 28"
+    assert shown(tmp_path, nodes, GAINS)[1] == "about 50\u00a0% of the time · 17 steps instead of 28"
 
 
 def test_a_sampler_beside_a_comparison(tmp_path):
@@ -366,5 +404,5 @@ def test_a_sampler_beside_a_comparison(tmp_path):
     patched = patch() | {"outputs": [{"type": "MODEL", "links": [3, 2]}]}
     found = page_of(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
     assert [one["steps"] for one in found["asked"]] == ["28"]
-    assert found["text"] == "about 50 % of the time · 17 steps instead of 28"
+    assert found["text"] == "about 50\u00a0% of the time · 17 steps instead of 28"
     assert found["tooltip"].split("\n")[1:] == ["no effect: RAS Compare has its own settings"]

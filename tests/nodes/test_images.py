@@ -15,7 +15,7 @@ from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.render import frames as render_frames
-from ras_pack.ras_core.render.comparison import Run, comparison_image
+from ras_pack.ras_core.render.comparison import Run, checked, comparison_image, headline
 from ras_pack.ras_core.render.frames import MOST_PIXELS, mask_frames
 from ras_pack.ras_core.render.masks import summary_image
 from ras_pack.ras_core.run.trace import Evaluation, Trace
@@ -94,6 +94,36 @@ def test_the_summary_can_be_read_in_a_new_node(monkeypatch):
         text for text, _, (left, top, right, bottom) in drawn if left < 0 or right > 1080 or bottom > 720
     ] == []
     assert any(text.endswith(" ...") for text, *_ in drawn)
+
+
+def timed_run(*parts: tuple[StepKind, int, float], **changes) -> Run:
+    """A run with a number of steps of each kind, which took these seconds each."""
+    run = trace_of(1, 1, 4, 4)
+    (step,) = run.evaluations
+    evaluations = [
+        replace(step, kind=kind, seconds=each) for kind, count, each in parts for _ in range(count)
+    ]
+    changes = {"n_steps": len(evaluations), "measured_speedup": 2.4, **changes}
+    return Run(np.zeros((1, 8, 8, 3), np.float32), replace(run, evaluations=tuple(evaluations), **changes))
+
+
+@pytest.mark.parametrize(
+    ("dense", "regional", "fewer", "is_busy"),
+    [
+        (0.62, 0.56, 1.13, True),  # 9.8 s with RAS, 15.8 s in fewer steps
+        (0.418, 0.443, 0.43, False),  # an idle computer
+        (0.10, 0.13, 0.10, False),  # a small image: regional steps are no faster, but the computer is idle
+        (0.60, 0.56, 0.30, True),
+    ],
+)
+def test_runs_of_the_same_flops_should_take_as_long(dense, regional, fewer, is_busy):
+    parts = (StepKind.DENSE, 5, dense), (StepKind.REGIONAL, 12, regional)
+    ras = timed_run(*parts, expected_speedup=2.0, dense_steps=28)
+    rival = timed_run((StepKind.DENSE, 14, fewer))
+    found = checked(ras, rival)
+    assert not ras.trace.is_disturbed and found.trace.is_disturbed == is_busy
+    line = headline(ras.images[0], ras.images[0], (rival.trace, found.trace))
+    assert line.startswith("about 2.00x faster (from FLOPs: the computer was busy)" if is_busy else "2.40x")
 
 
 def test_the_images_of_a_batch_keep_their_proportions():

@@ -47,7 +47,7 @@ INPUTS = {
     "RASTrace": [("model", None), ("latent", None)],
     "RASMaskPreview": [("trace", None), ("images", None)],
     "RASDemoModel": [("family", "sd3")],
-    "RASDemoPrompt": [("text", "noto owl on blue")],
+    "RASDemoPrompt": [("text", "noto grinning face on blue")],
     "RASLuminaNextLoader": [
         ("folder", "none"), ("transformer", "from folder"), ("text_encoder", "from folder"),
         ("vae", "from folder"), ("guidance_channels", "first three"), ("scaling_watershed", 1.0),
@@ -424,6 +424,23 @@ class TestCompare:
         assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
         assert result.ui["ras_compare"][0]["steps"]["fewer"] == 8
 
+    def test_times_that_contradict_each_other_are_not_stated(
+        self, nodes, sd3, sampler_inputs, monkeypatch, caplog
+    ):
+        class Vae:
+            def decode(self, samples):
+                return samples[:, :3].movedim(1, -1).sigmoid()
+
+        module = sys.modules[nodes["RASCompare"].__module__]
+        monkeypatch.setitem(module.checked.__globals__, "ALIKE", 1e-3)  # no time is alike
+        caplog.set_level("INFO")
+        settings = _settings(speed="2x")
+        inputs = {**sampler_inputs, "steps": 16, "sampler_name": "euler"}
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
+        (slider,), (stats,) = result.ui["ras_compare"], result.ui["ras"]
+        assert slider["speedup"] is None and stats["disturbed"]
+        assert "the computer was busy, and measured speed-ups are unreliable" in caplog.text
+
     def test_settings_of_an_earlier_node_are_left_out(self, nodes, sd3, sampler_inputs, caplog):
         class Vae:
             def decode(self, samples):
@@ -459,7 +476,7 @@ class TestCompare:
         assert torch.allclose(result.args[5], TinyVae().decode(expected), atol=1e-5)
         assert f"fewer steps: {steps} steps on the measured grid" in str(titles)
         told = re.findall(r"RAS Compare: (.*)\.$", caplog.text, re.MULTILINE)
-        assert told == [
+        assert told[:4] == [  # times of so small an image may contradict each other
             "a warm-up of one step", "run 1 of 3, without RAS", "run 2 of 3, with RAS",
             "run 3 of 3, without RAS, in fewer steps",
         ]  # fmt: skip

@@ -174,7 +174,9 @@ class TestNumbers:
             def decode(self, samples):
                 return samples[:, :3].movedim(1, -1).sigmoid()
 
-        monkeypatch.setattr("ras_pack.ras_core.run.trace.is_disturbed", lambda evaluations: False)
+        for name in ("is_disturbed", "is_implausible"):
+            monkeypatch.setattr(f"ras_pack.ras_core.run.trace.{name}", lambda *given: False)
+        monkeypatch.setattr(compare, "checked", lambda ras, fewer: ras)
         lines = []
         draw = comparison.ImageDraw.ImageDraw.text
         monkeypatch.setattr(
@@ -243,7 +245,8 @@ class TestReason:
         model = patch_model(sd3.build(), FAST)
         sample(model, sd3, sd3.noise())
         trace = replace(last_trace(model), is_dense_disturbed=False)
-        monkeypatch.setattr("ras_pack.ras_core.run.trace.is_disturbed", lambda evaluations: False)
+        for name in ("is_disturbed", "is_implausible"):
+            monkeypatch.setattr(f"ras_pack.ras_core.run.trace.{name}", lambda *given: False)
         expected = trace.expected_gain
         for share, reason in ((0.5, live.SMALL_IMAGE), (0.9, ""), (1.2, "")):
             told = replace(trace, measured_speedup=share * expected)

@@ -29,8 +29,8 @@ everything.filter((one) => one.comfyClass !== "host").forEach((node) => app.one.
 app.one.afterConfigureGraph();
 const off = () => everything.map((node) => node.widgets.filter((one) => one.disabled).map((one) => one.name));
 const found = [off()];
-for (const [index, value] of then) {
-  const speed = everything[index].widgets.find((one) => one.name === "speed");
+for (const [index, value, name = "speed"] of then) {
+  const speed = everything[index].widgets.find((one) => one.name === name);
   speed.value = value;
   if (speed.callback) speed.callback(value);
   else app.one.afterConfigureGraph();
@@ -55,12 +55,29 @@ def node(kind, widgets, links=None):
 def disabled(tmp_path, nodes, then=(), subgraph=None):
     """The names of the disabled widgets of each node: at first, and after each change of a node's speed."""
     given = {"nodes": nodes, "then": list(then), "subgraph": subgraph}
-    return run_page(tmp_path, PAGE, ("unused_inputs.js", "graph.js"), given, {"scripts/api.js": API})
+    return run_page(
+        tmp_path, PAGE, ("unused_inputs.js", "graph.js", "watch.js"), given, {"scripts/api.js": API}
+    )
 
 
 def test_the_script_has_the_names_of_the_settings():
     told = re.search(r"const OF_CUSTOM = (\[.*?\]);", web("unused_inputs.js"))
     assert tuple(json.loads(told[1])) == OF_CUSTOM
+
+
+def test_the_scheduler_is_greyed_out_while_a_plan_replaces_its_levels(tmp_path):
+    """tests/nodes/test_unused_scheduler.py compares this with runs."""
+    settings = {"speed": "2x", **USUAL, "sampler_name": "euler", "scheduler": "simple", "denoise": 1}
+    changes = [
+        (0, "heun", "sampler_name"), (0, "dpmpp_2m", "sampler_name"), (0, 8, "steps"), (0, 9, "steps"),
+        (0, 0.9, "denoise"), (0, 1, "denoise"), (0, "ddim_uniform", "scheduler"), (0, "beta", "scheduler"),
+        (0, "custom"),
+    ]  # fmt: skip
+    expected = [True, False, True, False, True, False, True, False, True, False]
+    found = disabled(tmp_path, [node("RASKSampler", settings)], changes)
+    assert ["scheduler" in names for (names,) in found] == expected
+    (compare,) = disabled(tmp_path, [node("RASCompare", settings)])
+    assert compare == [OFF]  # its run without RAS uses the scheduler
 
 
 def test_they_follow_the_speed(tmp_path):

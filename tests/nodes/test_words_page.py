@@ -44,6 +44,14 @@ def test_the_choice_of_a_speed_is_written_as_in_its_input(page):
     assert "1.5x" in text and "31,4 dB" in text
 
 
+def test_a_percent_sign_stays_on_the_line_of_its_number(page):
+    languages, told = ("en", "de", "ja", "zh"), {"step": 17, "total": 17, "kind": "dense", "share": 82}
+    keys = ("step", "caption", "time", "tokens")
+    texts, words = page(*((language, key, told) for language in languages for key in keys))
+    assert [text for text in texts if not re.search("82\u00a0?%", text)] == []
+    assert all("%" in words["en"][key] for key in keys)
+
+
 def test_shares_are_rounded_as_in_the_log(page):
     """The page gets four decimals: 0.774951 as 0.775. 0.285 is a little less in binary."""
     shares = [0.774951, 0.775, 0.285, 0.125, 0.0049, 1.0, *(i / 977 for i in range(978))]

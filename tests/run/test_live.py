@@ -156,7 +156,9 @@ class TestContents:
         plan = Plan("2x", "euler", (1.0,), (1.0, 1.0, 0.5, 0.5, 0.5), full_steps=STEPS)
         trace = run(config=Speed("2x", PlanSet((plan,))))
         said = {message["plan"] for message in messages(server)}
-        assert said == {trace.plan} == {"2x: 5 steps instead of 10, all dense (few steps: none is regional)"}
+        assert (
+            said == {trace.plan} == {"2x: 5 steps instead of 10, all dense (few steps: no step is regional)"}
+        )
 
     def test_a_run_that_breaks_off_says_so(self, server):
         live._watchers.add("anna")

@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from statistics import median
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ras_pack.nodes.live import SMALL_IMAGE, end_message
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind, StepPlan
 from ras_pack.ras_core.method.shares import percent
@@ -115,6 +117,56 @@ class TestDisturbedTimes:
         )  # like steps: 13 of 2 s over 3 of 2 and 9 of 1
         assert not compared.is_disturbed and compared.measured_speedup < 2.2
         assert ras.against(trace_of(*timed(*[2, 9] * 6))).is_disturbed
+
+
+QUIET = (
+    [0.4372, 0.4089, 0.4249, 0.4117],
+    [0.4469, 0.4400, 0.4709, 0.4445, 0.4368, 0.4410, 0.4386, 0.5121, 0.4480, 0.4155, 0.4316, 0.4753],
+    [0.4745],
+)
+ENDING_LOAD = (
+    [0.9314, 0.9022, 0.9428, 0.9035],
+    [0.9835, 0.9643, 0.9457, 0.9668, 0.9676, 0.9478, 0.9142, 0.9633, 0.9834, 0.6328, 0.6502, 0.6294],
+    [0.6925],
+)
+BURSTS = (
+    [0.9358, 0.8028, 0.4324, 0.4234],
+    [0.4439, 0.4196, 0.4017, 0.4335, 0.6245, 0.7235, 0.7792, 0.5849, 0.4915, 0.4426, 0.4931, 0.5375],
+    [0.3986],
+)
+"""Seconds of the steps of runs at 2x (SD3's demo model, 512 px, two CPU cores): dense, regional, dense. Other
+programs ran until the 13th step of the second run, and in bursts during the third one."""
+
+
+class TestLessThanPlanned:
+    """A speed-up far below the expected one is stated only if steps of the same kind took like times."""
+
+    def trace(self, parts, share=12):
+        """12 of 16 tokens in regional steps, whose FLOPs promise a speed-up of 2 over 28 steps."""
+        shares = zip((None, share, None), parts, strict=True)
+        evaluations = [(i, 1.0, count, each) for count, part in shares for i, each in enumerate(part)]
+        found = _trace(TokenGrid((4, 4), (2, 2)), evaluations, CostProfile(*[1] * 6), 0, 1)
+        return replace(found, n_steps=17, asked_steps=28, expected_speedup=2 * 17 / 28)
+
+    @pytest.mark.parametrize(
+        ("parts", "gain", "is_busy"), [(QUIET, 1.58, False), (ENDING_LOAD, 1.58, True), (BURSTS, 1.48, True)]
+    )
+    def test_times_of_real_runs(self, parts, gain, is_busy):
+        trace = self.trace(parts)
+        assert (trace.measured_gain, trace.expected_gain) == pytest.approx((gain, 2), abs=0.01)
+        assert trace.is_disturbed == is_busy
+        assert ("unreliable: the computer was busy" in trace.summary()) == is_busy
+        end = end_message(trace)
+        assert (end["busy"], end["reason"]) == (is_busy, "" if is_busy else SMALL_IMAGE)
+
+    def test_a_speed_up_near_the_expected_one_is_told_all_the_same(self):
+        assert not replace(self.trace(BURSTS), expected_speedup=1.0).is_disturbed
+
+    def test_one_dense_time_shows_nothing(self):
+        """The first evaluation does not count."""
+        for count, is_busy in ((1, True), (2, False)):
+            trace = self.trace([QUIET[0][:1], QUIET[1], QUIET[0][1 : 1 + count]])
+            assert replace(trace, expected_speedup=3.0).is_disturbed == is_busy
 
 
 @examples(30)
