@@ -80,7 +80,7 @@ def checked(ras: Run, fewer: Run) -> Run:
     is_slow_itself = ratio < 1 and all(dense) and max(dense) <= ALIKE * min(dense)
     if 1 / ALIKE <= ratio <= ALIKE or is_slow_itself:
         return ras
-    return ras._replace(trace=replace(ras.trace, is_dense_disturbed=True))
+    return ras._replace(trace=replace(ras.trace, is_comparison_disturbed=True))
 
 
 def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:

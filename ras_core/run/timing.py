@@ -104,11 +104,9 @@ def is_implausible(evaluations: Sequence[Timed], measured: float | None, expecte
 
 
 def agree(evaluations: Sequence[Timed]) -> bool:
-    """Whether the times in each group agree (see AGREE), those of several dense evaluations among them."""
-    later = evaluations[1:]
-    if sum(each.kind is StepKind.DENSE for each in later) < 2:
-        return False
-    return all(_spread(like) <= AGREE * statistics.median(like) for like in _like(later) if len(like) > 1)
+    """Whether the times in each group agree (see AGREE); the first evaluation does not count."""
+    groups = _like(evaluations[1:])
+    return all(_spread(like) <= AGREE * statistics.median(like) for like in groups if len(like) > 1)
 
 
 def dense_seconds(evaluations: Sequence[Timed]) -> float | None:

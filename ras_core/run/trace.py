@@ -65,7 +65,7 @@ class Trace:
         plan: one line that describes the plan of the chosen speed; empty if no speed is set.
         dense_steps: steps of the dense run that the speed-ups refer to; None if they refer to an estimated
             run with as many steps as this one.
-        is_dense_disturbed: whether the times of that dense run are disturbed.
+        is_comparison_disturbed: whether times of the runs that this one is compared with are unreliable.
         asked_steps: steps of the run without a plan, which may replace them by fewer: those of the sampler
             node, or about those that RAS Scheduler was asked for (its levels only show how many it made); 0
             if not known.
@@ -85,7 +85,7 @@ class Trace:
     graphs: GraphReport | None = None
     plan: str = ""
     dense_steps: int | None = None
-    is_dense_disturbed: bool = False
+    is_comparison_disturbed: bool = False
     asked_steps: int = 0
     shortfall: str = ""
     remarks: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class Trace:
     @property
     def is_disturbed(self) -> bool:
         """Whether other work on the computer has disturbed the times, so that their ratios are unreliable."""
-        if self.is_dense_disturbed or is_disturbed(self.evaluations):
+        if self.is_comparison_disturbed or is_disturbed(self.evaluations):
             return True
         return is_implausible(self.evaluations, self.measured_speedup, self.expected_speedup)
 
@@ -166,13 +166,12 @@ class Trace:
         if not (self.evaluations and (seconds := typical_seconds(self.evaluations)) > 0):
             return self
         gain = self.expected_speedup * len(dense.evaluations) / len(self.evaluations)
+        timed, measured = dense.evaluations, typical_seconds(dense.evaluations) / seconds
+        is_unreliable = is_disturbed(timed) or is_implausible(timed, measured, gain)
         return replace(
-            self,
-            expected_speedup=gain,
-            measured_speedup=typical_seconds(dense.evaluations) / seconds,
-            dense_steps=dense.n_steps,
-            is_dense_disturbed=is_disturbed(dense.evaluations),
-        )
+            self, expected_speedup=gain, measured_speedup=measured, dense_steps=dense.n_steps,
+            is_comparison_disturbed=is_unreliable,
+        )  # fmt: skip
 
     def summary(self) -> str:
         """The line to log at the end of a run; its speed-ups are over the dense run with `compared_steps`."""

@@ -244,7 +244,7 @@ class TestReason:
     def test_a_small_image_gains_less_than_its_flops(self, sd3, monkeypatch):
         model = patch_model(sd3.build(), FAST)
         sample(model, sd3, sd3.noise())
-        trace = replace(last_trace(model), is_dense_disturbed=False)
+        trace = replace(last_trace(model), is_comparison_disturbed=False)
         for name in ("is_disturbed", "is_implausible"):
             monkeypatch.setattr(f"ras_pack.ras_core.run.trace.{name}", lambda *given: False)
         expected = trace.expected_gain
