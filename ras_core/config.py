@@ -86,7 +86,8 @@ class RASConfig:
             instead of keeping it constant.
         spread: if `kv_cache` is "forecast" or "forecast2", correct the forecasts of cached K/V
             rows by the forecast errors that nearby rows show when the step computes them. This is done only
-            in steps that process at least half of the tokens (kv/spread.py).
+            in steps that process at least half of the tokens (kv/spread.py). Rows of reference images are not
+            corrected.
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" uses no
             CUDA graphs.
         kv_cache: how the keys and values of cached tokens are kept. "gpu": unchanged, on the GPU. "fp8": on

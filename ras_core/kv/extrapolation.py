@@ -133,7 +133,7 @@ class Extrapolation:
         self.spread = spread
         if spread is not None:
             weight = spread.with_active(weight, before)
-        self._image_weight = weight  # of image and frozen rows only, not of text and padding
+        self._weight = weight  # of image and frozen rows only, not of text and padding
         self.prefix = prefix
         self.row_weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
@@ -190,7 +190,7 @@ class Extrapolation:
         """
         n, n_active = self.spread.extent[0], self.spread.active_idx.shape[1]
         rows, last, before = (self._after_prefix(t, n) for t in (whole, last, before))
-        weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
+        weight = self._weight if self._weight.ndim == 2 else self._weight[..., 0]
         scales = self.spread.scales(last - before, weight[:, :n])
         self.spread.correct(rows, self._after_prefix(fresh, n_active), scales)
 

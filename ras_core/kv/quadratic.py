@@ -79,7 +79,7 @@ class QuadraticExtrapolation(Extrapolation):
         self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
     ):
         super().__init__(weight, before, prefix, suffix, spread)
-        self.row_weight = self._framed(self._image_weight, prefix, suffix)
+        self.row_weight = self._framed(self._weight, prefix, suffix)
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:

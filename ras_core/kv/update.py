@@ -99,10 +99,11 @@ def extrapolator(
 
     Args:
         spread_over: if forecast errors of active tokens are to be spread to cached tokens (kv/spread.py), the
-            number of tokens along each axis of the image; otherwise None.
+            number of tokens along each axis of the image; otherwise None. Rows of reference images, which
+            follow the image's rows, are not corrected.
     """
     times, spread = slots.get(TIMES), None
-    n = 0 if spread_over is None else math.prod(spread_over)  # of rows after these, errors are not known
+    n = 0 if spread_over is None else math.prod(spread_over)
     if times is not None and n and active_idx.shape[1] >= LEAST_SHARE * n and _spreads_fast(slots):
         spread = Spread(spread_over, active_idx, times.ages(sigma)[:, :n].contiguous())
     weights = extrapolation_weights(slots, sigma, active_idx)

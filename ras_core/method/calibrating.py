@@ -1,7 +1,7 @@
 """What RAS Calibrate tries on a model, and which of the tried grids it takes.
 
 A calibration measures few images, so differences between two runs are partly chance: a run that was more than
-2 dB better with two images was 1.1 dB worse with 256 others (docs/quality.md, Calibration). What was best
+2 dB better with two images was 1.0 dB worse with 256 others (docs/quality.md, Calibration). What was best
 on other models of the family is therefore expected to be best here too. Something else is taken only if it
 was measured to be clearly better.
 """

@@ -16,8 +16,8 @@ from .plan import MIN_DENSE
 from .regional_cost import LARGEST_COST, LEAST_FITTED, MAX_SHARE, RegionalCost, share_of
 
 START_PART, MOST_START = 0.25, 4
-"""Share of a run's cost that is spent on the dense steps at its start, and their largest number: at 1.5x, a
-start of 4 steps was 0.1 to 0.9 dB better than starts of 5 to 7
+"""Share of a run's cost that is spent on the dense steps at its start, and their largest number. At 1.5x of
+28 steps, a start of 4 steps was 0.3 to 0.9 dB better than starts of 5 to 7
 (bench/results/2026-11-28-h100/edit)."""
 
 SHARE = 0.65

@@ -199,7 +199,7 @@ def test_reference_images_in_every_format_of_the_cache(kv_cache):
 
 @pytest.mark.parametrize("name", ["flux_kontext", "flux2", "qwen_image_edit", "mage_flow"])
 def test_forecast_errors_are_spread_beside_reference_images(name):
-    """Regional steps of half of the tokens give another image with `spread`, and pass every check."""
+    """Regional steps of 60 % of the tokens give another image with `spread`, and pass every check."""
     latents = []
     for spread in (False, True):
         config = RASConfig(
