@@ -371,10 +371,10 @@ class TestRoom:
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
     @pytest.mark.parametrize(
-        ("name", "share", "spreads"), [("sd3", 0.5, True), ("sd3", 0.4, False), ("flux_kontext", 0.5, False)]
+        ("name", "share", "spreads"), [("sd3", 0.5, True), ("sd3", 0.4, False), ("flux_kontext", 0.5, True)]
     )
     def test_memory_is_kept_free_for_errors_that_are_spread(self, seen, monkeypatch, name, share, spreads):
-        """Nothing is spread with reference images, or where few tokens are computed."""
+        """Nothing is spread where few tokens are computed."""
         family, asked = FAMILIES[name], []
         monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
         for spread in (False, True):
