@@ -123,7 +123,10 @@ function originIn({ graph, path }, linkId) {
   return node ? { node, path } : null;
 }
 
-/** The places that the links of a node's output lead to: through Reroute, and into and out of subgraphs. */
+/**
+ * The places that the links of a node's output lead to: through Reroute, and into and out of subgraphs. Each has the `name`
+ * of the input there.
+ */
 export function placesAfter({ node, path }, output) {
   return (output?.links ?? []).flatMap((id) => targetsIn({ graph: node.graph, path }, id));
 }
@@ -136,12 +139,15 @@ function targetsIn({ graph, path }, linkId) {
     return outer ? placesAfter({ node: outer, path: path.slice(0, -1) }, outer.outputs[link.target_slot]) : [];
   }
   const node = graph.getNodeById(link.target_id);
-  if (node?.subgraph) {
-    const at = inside({ node, path });
-    return (node.subgraph.inputs[link.target_slot]?.linkIds ?? []).flatMap((id) => targetsIn(at, id));
-  }
+  if (node?.subgraph) return placesBehind({ node, path }, link.target_slot);
   if (node?.isVirtualNode) return placesAfter({ node, path }, node.outputs?.[0]);
-  return node ? [{ node, path }] : [];
+  return node ? [{ node, path, name: node.inputs?.[link.target_slot]?.name }] : [];
+}
+
+/** The same of an input of a subgraph's node, given by its slot: where it leads to inside. */
+export function placesBehind({ node, path }, slot) {
+  const at = inside({ node, path });
+  return (node.subgraph.inputs[slot]?.linkIds ?? []).flatMap((id) => targetsIn(at, id));
 }
 
 /** All places that a node depends on along links, its own included: their ids, and the places. */
