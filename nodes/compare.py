@@ -158,8 +158,8 @@ def _checked(ras: Run, fewer: Run, dense: Run) -> Run:
     found = ras if fewer is dense else checked(ras, fewer)
     if found is not ras:
         logger.info(
-            "Multirate RAS: RAS Compare: the runs with RAS and in fewer steps should take as long, but took "
-            "%.1f and %.1f s: the computer was busy, and measured speed-ups are unreliable.",
+            "Multirate RAS: RAS Compare: the runs with RAS and in fewer steps should take equally long, but "
+            "took %.1f and %.1f s: the computer was busy, and measured speed-ups are unreliable.",
             ras.seconds, fewer.seconds,
         )  # fmt: skip
     return found
