@@ -42,12 +42,15 @@ WORDS = {
         "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
         "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
         "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
-        "plan": "*Plan*: Die Schritte und die Token-Anteile, die „Geschwindigkeit“ auswählt.",
+        "plan": "*Plan*: Die Zahl der Schritte, ihre Rauschpegel und der Anteil der Token, den jeder "
+        "berechnet; „Geschwindigkeit“ wählt ihn aus.",
         "reset": "*wieder vollständig* (dense again): Ein vollständiger Schritt nach regionalen; er "
         "beseitigt die Fehler ausgelassener Regionen.",
-        "score": "*mean region score* (Linie, Achse rechts): wie stark sich die Regionen seit ihrer letzten "
-        "Berechnung wahrscheinlich verändert haben, im Mittel. Regionen mit hoher Punktzahl werden zuerst "
-        "berechnet; eine niedrige Linie bedeutet, dass ausgelassene Regionen wenig ausmachen.",
+        "score": "*mean region score* (Linie, Achse rechts): die mittlere Punktzahl der Regionen, also wie "
+        "stark sie sich seit ihrer letzten Berechnung wahrscheinlich verändert haben. Regionen mit hoher "
+        "Punktzahl werden zuerst berechnet. Ein vollständiger Schritt setzt sie auf 0 (nicht mit „RAS "
+        "Paper-Einstellungen“); sie steigt, solange Regionen ausgelassen werden, umso schneller, je stärker "
+        "sie sich ändern.",
         "numbers": "Die Schritte sind hier ab 1 gezählt, bei „Fehler-Reset bei“ in „RAS Paper-Einstellungen“ "
         "(error_reset_steps) ab 0: Die 12 dort ist hier Schritt 13.",
     },
@@ -56,12 +59,14 @@ WORDS = {
         "dense": "*全計算*（dense）: RAS なしの場合と同じく、画像全体を計算するステップ。",
         "regional": "*部分計算*（regional）: 画像の一部だけを計算するステップ。",
         "tokens": "*トークン*: モデルが計算する 16 × 16 ピクセルの正方形。",
-        "plan": "*プラン*: 「速度」によって選ばれる、ステップと各ステップのトークンの割合。",
+        "plan": "*プラン*: ステップ数、そのノイズレベル、各ステップで計算するトークンの割合。"
+        "「速度」で選ばれます。",
         "reset": "*再び全計算*（dense again）: 部分計算の後に入る全計算のステップ。"
         "計算を省いた領域の誤差をなくします。",
         "score": "*mean region score*（線、右の軸）: 最後に計算してから領域がどれだけ変化したと"
         "見込まれるかを表すスコアの、全領域の平均。"
-        "スコアの高い領域から計算します。線が低ければ、計算を省いても影響はわずかです。",
+        "スコアの高い領域から計算します。全計算のステップの直後は 0 になり（RAS 論文設定を使う場合を除く）、"
+        "計算を省いた領域の変化が大きいほど速く上がります。",
         "numbers": "ステップはここでは 1 から数えますが、RAS 論文設定の「誤差リセット位置」"
         "（error_reset_steps）では 0 から数えます。そこでの 12 は、ここではステップ 13 です。",
     },
@@ -70,11 +75,11 @@ WORDS = {
         "dense": "*完整*（dense）：该步计算整幅图像，与不使用 RAS 时相同。",
         "regional": "*局部*（regional）：该步只计算图像的一部分。",
         "tokens": "*token*：模型计算的 16 × 16 像素的方块。",
-        "plan": "*方案*：由“速度”选定的步，以及每步计算的 token 比例。",
+        "plan": "*方案*：由“速度”选定的步数、噪波水平和每步计算的 token 比例。",
         "reset": "*再次完整*（dense again）：局部步之后的完整步，用于清除跳过的区域的误差。",
         "score": "*mean region score*（线条，右侧坐标轴）：各区域自上次计算以来"
         "估计变化了多少，取所有区域的平均值。"
-        "得分高的区域先计算；线条低表示跳过区域的影响很小。",
+        "得分高的区域先计算。完整步之后为 0（使用“RAS 论文设置”时除外）；跳过的区域变化越大，上升越快。",
         "numbers": "这里的步从 1 开始计数，而“RAS 论文设置”的“误差重置步”（error_reset_steps）从 0 开始计数："
         "那里的 12 就是这里的第 13 步。",
     },

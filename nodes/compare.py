@@ -28,6 +28,13 @@ from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, found_by,
 RUNS = {"without": "without RAS", "with": "with RAS", "fewer": "without RAS, in fewer steps"}
 """By name: what the log says of a run. The names are those in web/words.js."""
 
+SCHEDULER = (
+    "How noise levels are spread over the steps. With a speed other than custom, the runs with RAS and in "
+    "fewer steps ignore this input with euler and dpmpp_2m; the first run, without RAS, always uses it. "
+    "With denoise below 1, this input still determines the first noise level of each run."
+)
+"""The tooltip of the input `scheduler`."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +52,7 @@ class RASCompare(SettingsNode):
             "take as long as the run with RAS. A slider in the node compares the images; a line says how "
             "much faster RAS was and how close its image is. Use this node to find settings you like.",
             inputs=[
-                *sampler_inputs(),
+                *sampler_inputs(SCHEDULER),
                 *settings_inputs(),
                 io.Vae.Input("vae", tooltip="The VAE that decodes the latents of all runs."),
             ],
@@ -151,8 +158,8 @@ def _checked(ras: Run, fewer: Run, dense: Run) -> Run:
     found = ras if fewer is dense else checked(ras, fewer)
     if found is not ras:
         logger.info(
-            "Multirate RAS: RAS Compare: the runs with RAS and in fewer steps should take as long, but took "
-            "%.1f and %.1f s: the computer was busy, and measured speed-ups are unreliable.",
+            "Multirate RAS: RAS Compare: the runs with RAS and in fewer steps should take equally long, but "
+            "took %.1f and %.1f s: the computer was busy, and measured speed-ups are unreliable.",
             ras.seconds, fewer.seconds,
         )  # fmt: skip
     return found

@@ -26,6 +26,13 @@ from .settings import (
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Names of the inputs that are passed to ComfyUI's `common_ksampler` under the same names."""
 
+SCHEDULER = (
+    "How noise levels are spread over the steps. With a speed other than custom, euler and dpmpp_2m ignore "
+    "this input: they use the noise levels of the plan for that speed. With denoise below 1, this input "
+    "still determines the first noise level."
+)
+"""The tooltip of RASKSampler's input `scheduler`."""
+
 
 class RASKSampler(SettingsNode):
     """Takes the inputs of KSampler and of RASPatchModel; outputs LATENT and RAS_TRACE."""
@@ -40,7 +47,7 @@ class RASKSampler(SettingsNode):
             description="A faster KSampler: with region-adaptive sampling (RAS), many steps compute only "
             "those regions of the image that have probably changed most since they were last computed. The "
             "node also outputs the trace of the run, which says what each step computed.",
-            inputs=[*sampler_inputs(), *settings_inputs()],
+            inputs=[*sampler_inputs(SCHEDULER), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 TraceType.Output(
@@ -96,8 +103,12 @@ def _patched(model, inputs: dict, settings: Settings | None):
     return patch_model(model, settings, view_factory=open_view)
 
 
-def sampler_inputs() -> list[io.Input]:
-    """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
+def sampler_inputs(scheduler: str) -> list[io.Input]:
+    """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`.
+
+    Args:
+        scheduler: the tooltip of the input `scheduler`.
+    """
     return [
         io.Model.Input("model", tooltip="The model to sample with. The detailed help "
         "lists the supported models."),
@@ -120,9 +131,7 @@ def sampler_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
-            tooltip="How noise levels are spread over the steps. With a speed other than custom, euler and "
-            "dpmpp_2m ignore this input: they use the noise levels of the plan for that speed. With denoise "
-            "below 1, this input still determines the first noise level.",
+            tooltip=scheduler,
         ),
         io.Conditioning.Input("positive", tooltip="What the image should show."),
         io.Conditioning.Input("negative", tooltip="What the image should not show."),

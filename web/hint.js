@@ -11,6 +11,7 @@ import { hasModel, modelOf, sourceOf } from "./model_source.js";
 import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { together } from "./several_samplers.js";
 import { unlist } from "./unlisted.js";
+import { watch } from "./watch.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
@@ -18,7 +19,6 @@ const COMPARE = "RASCompare";
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
-const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
@@ -30,10 +30,10 @@ app.registerExtension({
   name: "multirate_ras.hint",
 
   setup() {
-    api.addEventListener("graphChanged", askSoon);
-    app.canvas.canvas.addEventListener("litegraph:set-graph", askSoon); // into a subgraph, or out of it
-    // Not each change of a widget or a link is followed by that event.
-    setInterval(() => document.hidden || (keepShown(), hints.forEach((hint) => hint.update())), WATCH);
+    watch(() => {
+      keepShown();
+      updateAll(); // at once, as web/compact_nodes.js does: else the hint would follow the speed before the inputs do
+    });
     api.addEventListener("execution_success", () => {
       hints.forEach((hint) => (hint.asked = "")); // RAS Calibrate may have saved plans
       askSoon();
@@ -51,7 +51,11 @@ app.registerExtension({
 
 function askSoon() {
   clearTimeout(timer);
-  timer = setTimeout(() => hints.forEach((hint) => hint.update()), WAIT);
+  timer = setTimeout(updateAll, WAIT);
+}
+
+function updateAll() {
+  hints.forEach((hint) => hint.update());
 }
 
 class Hint {
@@ -103,7 +107,7 @@ class Hint {
     if (speed === "custom") {
       const hasGain = steps.some((total) => hasRegionalStep(node, total));
       if (!hasGain) return this.show("", say("customAllDense"), "", say("customNoGain"));
-      return this.show("", say("custom"), "", say("customInside"));
+      return this.show("", say("custom"), "", say("customInside"), say("customInside"));
     }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
@@ -145,8 +149,7 @@ class Hint {
   showOutside() {
     const hosts = this.node.graph ? chainOf(this.node, "speed").slice(1).map(({ node }) => node) : [];
     for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
-    const tooltip = this.short ? `${this.element.textContent}\n${this.element.title}` : "";
-    for (const host of hosts) showAt(host, this.short ?? "", tooltip);
+    for (const host of hosts) showAt(host, this.short ?? "", this.short ? this.long : "");
     this.hosts = hosts;
   }
 
@@ -169,10 +172,10 @@ class Hint {
     return [parts.join(" · "), sourceOfEstimate(speed, closeness, measured, total), short, least];
   }
 
-  /** Shows a text in the node, and a short one at the nodes of the subgraphs that show the speed. */
-  show(asked, text, tooltip = "", short = text) {
+  /** Shows a text in the node, and at the nodes of the subgraphs that show the speed a short one with a long tooltip. */
+  show(asked, text, tooltip = "", short = text, long = [text, tooltip].filter(Boolean).join("\n")) {
     this.asked = asked;
-    this.short = short;
+    Object.assign(this, { short, long });
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.className = text.includes("\n") ? "multirate-ras-hint multirate-ras-lines" : "multirate-ras-hint";
     this.element.title = tooltip;

@@ -1,9 +1,9 @@
 // Greys out the inputs that have no effect with the chosen speed: those that count only while `speed` is custom, and
 // RAS KSampler's scheduler, if the plan of the speed replaces its noise levels. A subgraph's node that shows such an
-// input, or the speed, follows the same rule.
+// input follows the same rule, unless the input has an effect on another node inside.
 
 import { app } from "../../scripts/app.js";
-import { chainOf, inputOf, isSetByUser, placesOfAll, valueOf, widgetOf } from "./graph.js";
+import { chainOf, inputOf, isSetByUser, placesBehind, placesOfAll, valueOf, widgetOf } from "./graph.js";
 import { watch } from "./watch.js";
 
 const CUSTOM = "custom";
@@ -15,6 +15,8 @@ const FROM_NOISE = [ // schedulers that begin with pure noise; a plan keeps the 
   "simple", "sgm_uniform", "karras", "exponential", "normal", "beta", "linear_quadratic", "kl_optimal",
 ];
 const WATCHED = ["speed", "sampler_name", SCHEDULER, "steps", "denoise"]; // what is unused depends on these
+
+let greyed = []; // widgets
 
 app.registerExtension({
   name: "multirate_ras.unused_inputs",
@@ -31,7 +33,7 @@ app.registerExtension({
         return answer;
       };
     }
-    markInputs([{ node, path: [] }]); // before it is in a graph
+    for (const [widget, isUnused] of unusedOf([{ node, path: [] }])) mark(widget, isUnused); // before it is in a graph
   },
 
   afterConfigureGraph: updateAll,
@@ -43,19 +45,34 @@ function hasSettings(node) {
 
 /** Looks at all nodes, also those in subgraphs: several nodes may show the same subgraph. */
 function updateAll() {
-  for (const places of placesOfAll(hasSettings).values()) markInputs(places);
+  const unused = unusedOf([...placesOfAll(hasSettings).values()].flat());
+  for (const widget of greyed) if (!unused.has(widget)) mark(widget, false); // its links have changed
+  for (const [widget, isUnused] of unused) mark(widget, isUnused);
+  greyed = [...unused.keys()].filter((widget) => unused.get(widget));
 }
 
-/** Greys out inputs of one node, and those of the nodes of subgraphs that show them, or makes them usable again. */
-function markInputs(places) {
-  const planned = places.map(hasPlan);
-  for (const name of [...OF_CUSTOM, SCHEDULER]) {
-    const unused = places.map((at, i) => planned[i] && (name !== SCHEDULER || replacesLevels(at)));
-    mark(widgetOf(places[0].node, name), unused.every(Boolean));
-    places.forEach(({ node, path }, i) => {
-      for (const shown of chainOf(node, name, path).slice(1)) mark(widgetOf(shown.node, shown.name), unused[i]);
-    });
+/** By widget of the nodes at some places, and of the nodes of subgraphs that show these widgets: whether it is unused. */
+function unusedOf(places) {
+  const unused = new Map();
+  const note = (widget, isUnused) => widget && unused.set(widget, isUnused && (unused.get(widget) ?? true));
+  for (const { node, path } of places) {
+    for (const name of [...OF_CUSTOM, SCHEDULER]) {
+      const [, ...hosts] = chainOf(node, name, path);
+      note(widgetOf(node, name), isUnusedAt({ node, path, name }));
+      hosts.forEach((host, i) => {
+        const slot = host.node.inputs.findIndex((one) => one.name === host.name);
+        const behind = placesBehind({ node: host.node, path: path.slice(0, -1 - i) }, slot);
+        note(widgetOf(host.node, host.name), behind.every(isUnusedAt));
+      });
+    }
   }
+  return unused;
+}
+
+/** Whether the input of this name has no effect on a run of the node at a place. */
+function isUnusedAt({ name, ...at }) {
+  if (!hasSettings(at.node) || !hasPlan(at)) return false;
+  return name === SCHEDULER ? replacesLevels(at) : OF_CUSTOM.includes(name);
 }
 
 function hasPlan({ node, path }) {

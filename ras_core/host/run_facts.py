@@ -32,8 +32,8 @@ def obstacle(given: OuterSample, guider: Any) -> str | None:
         return "another node wraps the sampler and may expect these noise levels"
     if plan_sampler(given.sampler) is None:
         return (
-            "only euler and dpmpp_2m can use a plan's noise levels, without sampler options such as s_churn, "
-            "and if no other pack replaces the sampler"
+            "a plan's noise levels need euler or dpmpp_2m, without options such as s_churn and not replaced "
+            "by another pack"
         )
     levels, model = given.sigmas.tolist(), guider.model_patcher
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:

@@ -48,7 +48,7 @@ setTimeout(() => {
 """
 SCRIPTS = (
     "hint.js", "hint_badge.js", "graph.js", "model_source.js", "names.js", "samplers.js",
-    "several_samplers.js", "unlisted.js", "words.js",
+    "several_samplers.js", "unlisted.js", "watch.js", "words.js",
 )  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
@@ -230,8 +230,8 @@ def test_without_a_sampler_only_the_time_is_known(tmp_path):
 def test_the_tooltip_says_why_250_steps_are_the_measure(tmp_path):
     found = page_of(tmp_path, [LOADER, patch(), ksampler(steps=28)], CLOSE)
     assert found["text"].endswith(" · almost the image of 250 steps")
-    assert "More than 250 steps hardly change an image" in found["tooltip"]
-    assert "35 dB" in found["tooltip"] and "converged" not in found["tooltip"]
+    assert "Beyond 250 steps, an image hardly changes" in found["tooltip"]
+    assert "a PSNR of 35 dB" in found["tooltip"] and "converged" not in found["tooltip"]
 
 
 def test_without_a_sampler_a_measured_plan_has_no_closeness(tmp_path):

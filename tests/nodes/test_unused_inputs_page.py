@@ -6,6 +6,7 @@ The script runs in Node.js, with stand-ins for the modules of ComfyUI's front en
 import json
 import re
 
+import pytest
 from ras_pack.nodes.settings import OF_CUSTOM
 from support.node_js import run_page, web
 
@@ -15,14 +16,17 @@ import { app } from "./scripts/app.js";
 await import("./extensions/pack/unused_inputs.js");
 const { nodes, subgraph, then } = JSON.parse(readFileSync(0, "utf8"));
 const graphOf = ({ nodes, links }) => {
-  const graph = { links: links ?? {}, nodes };
+  const graph = { links: links ?? {}, nodes, getNodeById: (id) => nodes[id] };
   for (const node of nodes) node.graph = graph;
   return graph;
 };
 app.graph = graphOf({ nodes });
 if (subgraph) {
   const inner = graphOf(subgraph);
-  for (const host of nodes.filter((one) => one.comfyClass === "host")) host.subgraph = inner;
+  const hosts = nodes.filter((one) => one.comfyClass === "host");
+  const linksOf = (slot) => Object.keys(inner.links).filter((id) => inner.links[id].origin_slot === slot);
+  inner.inputs = hosts[0].inputs.map((_, slot) => ({ linkIds: linksOf(slot) }));
+  for (const host of hosts) host.subgraph = inner;
 }
 const everything = [...nodes, ...(subgraph?.nodes ?? [])];
 everything.filter((one) => one.comfyClass !== "host").forEach((node) => app.one.nodeCreated(node));
@@ -30,9 +34,11 @@ app.one.afterConfigureGraph();
 const off = () => everything.map((node) => node.widgets.filter((one) => one.disabled).map((one) => one.name));
 const found = [off()];
 for (const [index, value, name = "speed"] of then) {
-  const speed = everything[index].widgets.find((one) => one.name === name);
-  speed.value = value;
-  if (speed.callback) speed.callback(value);
+  const named = (list) => list.find((one) => one.name === name);
+  const [speed, input] = [named(everything[index].widgets), named(everything[index].inputs)];
+  if (value === null) input.link = null;
+  else speed.value = value;
+  if (speed.callback && value !== null) speed.callback(value);
   else app.one.afterConfigureGraph();
   found.push(off());
 }
@@ -53,11 +59,27 @@ def node(kind, widgets, links=None):
 
 
 def disabled(tmp_path, nodes, then=(), subgraph=None):
-    """The names of the disabled widgets of each node: at first, and after each change of a node's speed."""
+    """The names of the disabled widgets of each node: at first, and after each change.
+
+    Args:
+        then: the changes: the number of a node, the value of its speed, or of the widget of a third name.
+            If the value is None, the link of the widget is removed.
+    """
     given = {"nodes": nodes, "then": list(then), "subgraph": subgraph}
     return run_page(
         tmp_path, PAGE, ("unused_inputs.js", "graph.js", "watch.js"), given, {"scripts/api.js": API}
     )
+
+
+def subgraph_of(nodes, slots):
+    """A subgraph of these nodes. `slots` has, by link, the subgraph's input that it comes from."""
+    links = {
+        one["link"]: {
+            "origin_id": -10, "origin_slot": slots[one["link"]], "target_id": i, "target_slot": slot,
+        }
+        for i, each in enumerate(nodes) for slot, one in enumerate(each["inputs"]) if one["link"]
+    }  # fmt: skip
+    return {"nodes": [*nodes], "links": links}
 
 
 def test_the_script_has_the_names_of_the_settings():
@@ -102,6 +124,41 @@ def test_the_nodes_of_a_subgraph_show_their_own_speed(tmp_path):
     """
     hosts = [node("host", {"speed": speed, "ratio": 0.5}) for speed in ("2x", "custom")]
     inside = node("RASKSampler", {"speed": "2x", **USUAL}, {"speed": 1, "sample_ratio": 2})
-    links = {1: {"origin_id": -10, "origin_slot": 0}, 2: {"origin_id": -10, "origin_slot": 1}}
-    found = disabled(tmp_path, hosts, [(1, "3x")], {"nodes": [inside], "links": links})
+    found = disabled(tmp_path, hosts, [(1, "3x")], subgraph_of([inside], {1: 0, 2: 1}))
     assert found == [[["ratio"], [], []], [["ratio"], ["ratio"], OFF]]
+
+
+PLANNED_RUN = {"speed": "2x", **USUAL, "sampler_name": "euler", "scheduler": "simple", "denoise": 1}
+
+
+def host_of(*inside):
+    """A subgraph's node that shows the scheduler of all nodes inside, and its subgraph."""
+    links = [{one["name"]: one["link"] for one in each["inputs"]}["scheduler"] for each in inside]
+    return [node("host", {"levels": "simple"})], subgraph_of(inside, dict.fromkeys(links, 0))
+
+
+@pytest.mark.parametrize("ras_link", [1, 2])
+def test_an_input_that_another_node_inside_uses_stays_usable(tmp_path, ras_link):
+    ras = node("RASKSampler", PLANNED_RUN, {"scheduler": ras_link})
+    plain = node("KSampler", {"scheduler": "simple"}, {"scheduler": 3 - ras_link})
+    for inside, expected in (([ras], ["levels"]), ([ras, plain], [])):
+        host, subgraph = host_of(*inside)
+        ((shown, within, *_),) = disabled(tmp_path, host, (), subgraph)
+        assert shown == expected and within == [*OFF, "scheduler"]
+
+
+@pytest.mark.parametrize("speeds", [("2x", "custom"), ("custom", "2x"), ("2x", "3x")])
+def test_an_input_of_two_samplers_is_unused_if_both_ignore_it(tmp_path, speeds):
+    settings = [PLANNED_RUN | {"speed": speed} for speed in speeds]
+    inside = [node("RASKSampler", one, {"scheduler": link}) for link, one in enumerate(settings, 1)]
+    host, subgraph = host_of(*inside)
+    found = disabled(tmp_path, host, [(1, "2x"), (2, "2x"), (1, "custom")], subgraph)
+    before = [] if "custom" in speeds else ["levels"]
+    after_one = ["levels"] if speeds[1] != "custom" else []
+    assert [shown for shown, *_ in found] == [before, after_one, ["levels"], []]
+
+
+def test_an_input_that_no_longer_leads_to_the_sampler_is_usable_again(tmp_path):
+    host, subgraph = host_of(node("RASKSampler", PLANNED_RUN, {"scheduler": 1}))
+    found = disabled(tmp_path, host, [(1, None, "scheduler")], subgraph)
+    assert [shown for shown, _ in found] == [["levels"], []]
