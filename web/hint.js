@@ -11,6 +11,7 @@ import { hasModel, modelOf, sourceOf } from "./model_source.js";
 import { HAVE_SETTINGS, isInpainting, replaces, samplersOf, scheduleOf, sizeOf, solverOf, stepsOf } from "./samplers.js";
 import { together } from "./several_samplers.js";
 import { unlist } from "./unlisted.js";
+import { watch } from "./watch.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
@@ -18,7 +19,6 @@ const COMPARE = "RASCompare";
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
-const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
@@ -30,10 +30,10 @@ app.registerExtension({
   name: "multirate_ras.hint",
 
   setup() {
-    api.addEventListener("graphChanged", askSoon);
-    app.canvas.canvas.addEventListener("litegraph:set-graph", askSoon); // into a subgraph, or out of it
-    // Not each change of a widget or a link is followed by that event.
-    setInterval(() => document.hidden || (keepShown(), hints.forEach((hint) => hint.update())), WATCH);
+    watch(() => {
+      keepShown();
+      askSoon();
+    });
     api.addEventListener("execution_success", () => {
       hints.forEach((hint) => (hint.asked = "")); // RAS Calibrate may have saved plans
       askSoon();

@@ -8,11 +8,11 @@ import { app } from "../../scripts/app.js";
 import {
   drop, dropAll, dropRunning, dropUnpatched, forget, keep, lastNode, openWorkflow, openWorkflowItself, reappear, restoreKept, viewOf, views,
 } from "./views.js";
+import { watch } from "./watch.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
-const WATCH = 1000; // milliseconds from one look at the graph to the next
 const LONGEST_OPENING = 4000; // milliseconds
 const LONGEST_DRAWING = 4000; // milliseconds from opening a graph until its nodes are there
 const SETTING = "MultirateRAS.LiveView";
@@ -68,8 +68,7 @@ app.registerExtension({
       api.addEventListener(end, ({ detail }) => queuedIn.delete(detail?.prompt_id));
     }
     app.canvas.canvas.addEventListener("litegraph:set-graph", enter);
-    // Not each change of the graph is followed by an event.
-    setInterval(() => document.hidden || dropUnpatched(), WATCH);
+    watch(dropUnpatched);
     announce();
   },
 

@@ -48,7 +48,7 @@ setTimeout(() => {
 """
 SCRIPTS = (
     "hint.js", "hint_badge.js", "graph.js", "model_source.js", "names.js", "samplers.js",
-    "several_samplers.js", "unlisted.js", "words.js",
+    "several_samplers.js", "unlisted.js", "watch.js", "words.js",
 )  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
