@@ -86,18 +86,26 @@ export function isFromOutside(link) {
 }
 
 /**
- * Whether a link to the node at a place leads to nothing: through Reroute to an input that has no link, or to an input
- * of a subgraph's node that has none.
+ * Whether a link to the node at a place leads to nothing, through Reroute and subgraphs: to an input that has no link, or to
+ * an output of a subgraph that has none inside.
  */
 export function leadsNowhere({ node, path }, linkId) {
-  const link = linkBy(node.graph, linkId);
+  return leadsNowhereIn({ graph: node.graph, path }, linkId);
+}
+
+function leadsNowhereIn({ graph, path }, linkId) {
+  if (linkId == null) return true;
+  const link = linkBy(graph, linkId);
   const isOutside = isFromOutside(link);
-  const before = isOutside ? path.at(-1) : link && node.graph.getNodeById(link.origin_id);
-  if (!before || !(isOutside || before.isVirtualNode)) return false;
-  const input = before.inputs?.[isOutside ? link.origin_slot : 0];
+  const node = isOutside ? path.at(-1) : link && graph.getNodeById(link.origin_id);
+  if (!node) return false;
+  if (node.subgraph && !isOutside) {
+    return leadsNowhereIn(inside({ node, path }), node.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
+  }
+  if (!isOutside && !node.isVirtualNode) return false;
+  const input = node.inputs?.[isOutside ? link.origin_slot : 0];
   if (!input) return false; // such as a node that gets a value from one that sets it
-  const at = { node: before, path: isOutside ? path.slice(0, -1) : path };
-  return input.link == null || leadsNowhere(at, input.link);
+  return leadsNowhere({ node, path: isOutside ? path.slice(0, -1) : path }, input.link);
 }
 
 /** The node that a link to a node comes from: through Reroute, and out of and into subgraphs. */
