@@ -103,7 +103,7 @@ class Hint {
     if (speed === "custom") {
       const hasGain = steps.some((total) => hasRegionalStep(node, total));
       if (!hasGain) return this.show("", say("customAllDense"), "", say("customNoGain"));
-      return this.show("", say("custom"), "", say("customInside"));
+      return this.show("", say("custom"), "", say("customInside"), say("customInside"));
     }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
@@ -145,8 +145,7 @@ class Hint {
   showOutside() {
     const hosts = this.node.graph ? chainOf(this.node, "speed").slice(1).map(({ node }) => node) : [];
     for (const host of this.hosts ?? []) if (!hosts.includes(host)) showAt(host, "");
-    const tooltip = this.short ? `${this.element.textContent}\n${this.element.title}` : "";
-    for (const host of hosts) showAt(host, this.short ?? "", tooltip);
+    for (const host of hosts) showAt(host, this.short ?? "", this.short ? this.long : "");
     this.hosts = hosts;
   }
 
@@ -169,10 +168,10 @@ class Hint {
     return [parts.join(" · "), sourceOfEstimate(speed, closeness, measured, total), short, least];
   }
 
-  /** Shows a text in the node, and a short one at the nodes of the subgraphs that show the speed. */
-  show(asked, text, tooltip = "", short = text) {
+  /** Shows a text in the node, and at the nodes of the subgraphs that show the speed a short one with a long tooltip. */
+  show(asked, text, tooltip = "", short = text, long = [text, tooltip].filter(Boolean).join("\n")) {
     this.asked = asked;
-    this.short = short;
+    Object.assign(this, { short, long });
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.className = text.includes("\n") ? "multirate-ras-hint multirate-ras-lines" : "multirate-ras-hint";
     this.element.title = tooltip;

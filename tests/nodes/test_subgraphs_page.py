@@ -1,12 +1,17 @@
-"""Estimates in a workflow with a subgraph: whether a model is connected.
+"""Estimates in a workflow with a subgraph: whether a model is connected, and what the subgraph's node says.
 
-The scripts run in Node.js, with stand-ins for the modules of ComfyUI's front end.
+The scripts run in Node.js, with stand-ins for the modules of ComfyUI's front end and for the badge.
 """
 
 import pytest
 from support.node_js import run_page
 
 API = "export const api = { addEventListener() {} };"
+BADGE = """
+export const told = {};
+export const keepShown = () => {};
+export const showAt = (node, ...texts) => (told[node.id] = texts);
+"""
 SETUP = """
 import { readFileSync } from "node:fs";
 import { app } from "./scripts/app.js";
@@ -30,6 +35,16 @@ inner.outputs = host.outputs.map((_, slot) => {
 HAS_MODEL = """
 import { hasModel } from "./extensions/pack/model_source.js";
 console.log(JSON.stringify(hasModel({ node: given.nodes.find((one) => one.id === 9), path: [] })));
+"""
+HINT = """
+import { told } from "./extensions/pack/hint_badge.js";
+globalThis.document = { createElement: () => ({ setAttribute() {} }), head: { append() {} } };
+await import("./extensions/pack/hint.js");
+for (const node of given.inside) {
+  node.addDOMWidget = () => ({});
+  app.one.nodeCreated(node);
+}
+setTimeout(() => console.log(JSON.stringify(told[host.id])), 400);
 """
 HOST = 5
 INPUT, OUTPUT = -10, -20
@@ -84,3 +99,30 @@ class TestModels:
             inside = [node(2, kind, [("model", "MODEL", 4)], outputs=1, **more)]
             links = {4: (INPUT, 0, 2, 0), 5: (2, 0, OUTPUT, 0)}
             assert has_model(tmp_path, loader, passed_on, inside, links) is loader
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.5, ["custom: settings inside the node", "custom: settings inside the node"]),
+        (1, ["custom: no gain", "custom: no gain, every step computes the whole image"]),
+    ],
+)
+def test_the_subgraphs_node_at_speed_custom(tmp_path, ratio, expected):
+    """Its text and its tooltip, which do not name inputs that are in the node inside."""
+    inputs = [("model", "MODEL", 1), ("speed", "COMBO", None)]
+    nodes = [
+        node(1, "UNETLoader", outputs=1), node(HOST, "host", inputs, outputs=1, widgets={"speed": "custom"}),
+    ]  # fmt: skip
+    widgets = {"speed": "2x", "steps": 28, "sample_ratio": ratio, "start_percent": 0.2, "end_percent": 1}
+    inside = [node(2, "RASKSampler", [("model", "MODEL", 4), ("speed", "COMBO", 5)], 1, widgets)]
+    given = {
+        "nodes": nodes, "links": {1: (1, 0, HOST, 0)}, "inside": inside,
+        "innerLinks": {4: (INPUT, 0, 2, 0), 5: (INPUT, 1, 2, 1)},
+    }  # fmt: skip
+    scripts = (
+        "hint.js", "graph.js", "model_source.js", "names.js", "samplers.js", "several_samplers.js",
+        "unlisted.js", "watch.js", "words.js",
+    )  # fmt: skip
+    others = {"scripts/api.js": API, "extensions/pack/hint_badge.js": BADGE}
+    assert run_page(tmp_path, SETUP + HINT, scripts, given, others) == expected
