@@ -52,6 +52,14 @@ def test_schedulers_without_effect(name, sampler, masked):
         assert len({levels(family, scheduler, **given) for scheduler in KNOWN}) == 1
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("speed", ["1.5x", "2.5x", "3x"])
+def test_schedulers_without_effect_at_other_speeds(speed, masked):
+    for steps in (FEW_STEPS + 1, 28):
+        given = {"masked": masked, "speed": speed, "steps": steps}
+        assert len({levels(FAMILIES["sd3"], scheduler, **given) for scheduler in KNOWN}) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "other"),
     [
