@@ -181,7 +181,8 @@ class TestPatchModel:
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
-        assert added["hint"] == "about 50\u00a0% of the time · 10 steps instead of 16"
+        told = "about 50\u00a0% of the time · 10 steps instead of 16 · few steps: closeness unknown"
+        assert added["hint"] == told
         assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):
