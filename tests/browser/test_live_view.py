@@ -212,6 +212,8 @@ class TestPatchModel:
         assert found["end"] == "execution_success"
         told = {headline.partition(" · ")[0] for headline in found["during"]}
         assert told >= {"1 of 3: without RAS", "2 of 3: with RAS", "3 of 3: fewer steps (8)"}
+        dark = {headline.partition(" · ")[0] for headline in found["during"] if "dark:" in headline}
+        assert dark <= {"2 of 3: with RAS"}  # the other runs compute everything
         after = found["after"]
         runs = [after["left"], *after["buttons"]]
         assert [re.sub(r"\d+\.\d", "0.0", run) for run in runs] == [
