@@ -50,7 +50,8 @@ class RASCompare(SettingsNode):
             **found_by("compare", "before after", "speed", "quality", "benchmark"),
             description="Samples the same image without RAS, with RAS, and without RAS in fewer steps that "
             "take as long as the run with RAS. A slider in the node compares the images; a line says how "
-            "much faster RAS was and how close its image is. Use this node to find settings you like.",
+            "much faster RAS was and how close its image is. Use this node to find settings you like: "
+            "connect it like KSampler, and copy its seed, cfg and sampler.",
             inputs=[
                 *sampler_inputs(SCHEDULER),
                 *settings_inputs(),

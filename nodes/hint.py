@@ -67,8 +67,8 @@ async def hint(request: web.Request) -> web.Response:
 
 
 def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
-    """The answer to a request: what `outlook` returns, and `unknown` if the model's file is missing, because
-    the number of steps depends on the model.
+    """The answer to a request: what `outlook` returns, with "cfg" as a further word of `unmeasured`; and
+    `unknown` if the model's file is missing, because the number of steps depends on the model.
 
     Raises:
         ValueError: a value is missing or invalid.
@@ -92,8 +92,8 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         answer = inpainting_outlook(family, *settings, plans)
     else:
         answer = outlook(family, *settings, _pixels(query))
-        if cfg > MOST_CFG:
-            answer["closeness"] = None
+        if cfg > MOST_CFG and answer["closeness"] is not None:
+            answer |= {"closeness": None, "unmeasured": "cfg"}
     return answer | {"unknown": True} if is_missing(query) and answer["time"] < 1 else answer
 
 

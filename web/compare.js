@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { releaseFocus } from "./focus.js";
 import { translated } from "./reasons.js";
 import { dropOf } from "./views.js";
 import { unlist } from "./unlisted.js";
@@ -93,6 +94,7 @@ class Slider {
     this.text = create("div", "multirate-ras-figures");
     this.element.append(this.images, this.buttons, this.text);
     this.before.addEventListener("load", () => this.fit());
+    releaseFocus(this.element);
   }
 
   show(result) {

@@ -23,6 +23,18 @@ const WAIT = 250; // milliseconds from a change of the graph to the request
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
 
+const UNMEASURED = { // word of the server's answer, or of this script: keys in words.js, in the tooltip and in the line
+  cfg: ["whyCfg", "noCfg"],
+  few: ["whyFew", "noneSkipped"],
+  small: ["whySmall", "small"],
+  low: ["whyLow", "low"],
+  sampler: ["whySampler"],
+  inpainting: ["whyInpainting"],
+  family: ["whyFamily"],
+  missing: ["whyMissing"],
+  steps: ["whySteps"],
+};
+
 const hints = new Set();
 let timer = 0;
 
@@ -153,13 +165,14 @@ class Hint {
     this.hosts = hosts;
   }
 
-  /** Of an answer: the text, its tooltip, the text for a badge, and the least that can be said. */
-  tell({ time, steps, closeness, measured, unknown }, speed, total, inpaints) {
+  /** Of an answer: the text, where it comes from, the text for a badge, the least that can be said, and notes. */
+  tell({ time, steps, closeness, measured, unknown, unmeasured }, speed, total, inpaints) {
     const marked = (text) => (inpaints ? say("ofInpainting", { text }) : text);
     if (time >= 1) return noGain(steps, total, marked);
     const share = say("time", { share: Math.round(time * 100) });
-    if (unknown) steps = total = null; // how many steps depends on the model, whose file is missing
-    if (!total) steps = closeness = null; // the answer is for another number of steps
+    if (!total) unmeasured = "steps"; // the answer is for another number of steps
+    if (unknown) [total, unmeasured] = [null, "missing"]; // how many steps depends on the model, whose file is missing
+    if (!total) steps = closeness = null;
     const least = marked(share);
     const first = steps ? share : least;
     // RAS Compare makes three runs; the estimate is of one of them.
@@ -167,9 +180,16 @@ class Hint {
     if (steps) parts.push(marked(say("steps", { steps, total })));
     else if (total) parts.push(say("keepsSteps", { total }));
     const short = parts.slice(0, steps ? 2 : 1).join(" · "); // a badge is not much wider than a node
+    if (measured != null) {
+      const source = total ? say("measuredSource", { speed, dB: measured.toFixed(1) }) : say("measuredTime", { speed });
+      return [[...parts, say("measured")].join(" · "), source, short, least, []];
+    }
+    const [why, inLine] = closeness ? [] : UNMEASURED[unmeasured] ?? [];
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
-    if (measured != null) parts.push(say("measured"));
-    return [parts.join(" · "), sourceOfEstimate(speed, closeness, measured, total), short, least];
+    else if (inLine) parts.push(say(inLine));
+    const told = closeness ? say("closeness", { dB: Math.round(closeness) }) : why ? say(why) : "";
+    const source = say("source", { speed, closeness: told }).trim();
+    return [parts.join(" · "), source, short, least, [closeness ? say("reference") : "", say("calibrate")]];
   }
 
   /** Shows a text in the node, and at the nodes of the subgraphs that show the speed a short one with a long tooltip. */
@@ -186,16 +206,9 @@ class Hint {
 /** The same texts of a run that takes as long as without RAS; empty ones if that may depend on the number of steps. */
 function noGain(steps, total, marked) {
   const none = say("none");
-  if (total && steps != null) return [say("few"), "", say("noGain"), none];
+  if (total && steps != null) return [say("few"), "", say("noGain"), none, []];
   const text = marked(none) === none ? "" : marked(none);
-  return [text, "", text, text];
-}
-
-/** Where an estimate comes from. Without a known number of steps, closeness is unknown too. */
-function sourceOfEstimate(speed, closeness, measured, total) {
-  if (measured != null && !total) return say("measuredTime", { speed });
-  if (measured != null) return say("measuredSource", { speed, dB: measured.toFixed(1) });
-  return say("source", { speed, closeness: closeness ? say("closeness", { dB: Math.round(closeness) }) : "" });
+  return [text, "", text, text, []];
 }
 
 /** The server's answer; null if there is none. */

@@ -42,7 +42,9 @@ export class LivePanel {
     this.chosen = 0;
     this.isRunning = true;
     this.room?.entitle(); // the user may have renamed the sampler
-    this.say(this.numbered(translated(message.plan) || say("legend")));
+    const plan = translated(message.plan);
+    this.legend = plan ? "" : say("legend"); // for the first regional step
+    this.say(this.numbered(plan));
   }
 
   /** Shows a step that is being computed. */
@@ -54,6 +56,10 @@ export class LivePanel {
     }
     for (const [step, kind, share] of message.unsent) this.remember({ step, kind, share });
     this.remember(message);
+    if (this.legend && [...this.steps.values()].some(({ kind }) => kind === "regional")) {
+      this.say(this.numbered(this.legend));
+      this.legend = "";
+    }
     this.choose(message.step);
   }
 

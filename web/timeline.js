@@ -1,5 +1,6 @@
 // The steps of a run as bars, and a slider over them for mouse and keyboard.
 
+import { releaseFocus } from "./focus.js";
 import { COLOURS } from "./mask_overlay.js";
 import { percent, say } from "./words.js";
 
@@ -24,6 +25,7 @@ export class Timeline {
     this.slider.setAttribute("aria-label", say("slider"));
     this.slider.addEventListener("input", () => onChoose(Number(this.slider.value) - 1));
     keepToItself(this.slider);
+    releaseFocus(this.element);
     this.element.append(this.bars, this.slider);
     this.resized = new ResizeObserver(() => this.draw());
     this.resized.observe(this.element);

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
 from ..method.few_steps import has_room, is_bounded, is_few, steps_for
-from ..method.plan import PLAN_SAMPLERS, Plan
+from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
 from ..method.small_images import is_small
 
@@ -37,9 +37,10 @@ def outlook(
         RAS stays out of it, or so few that regional steps have no room and the sampler has no plans;
         otherwise it is below 1. `steps` and `dense`: the number of steps, and how many of them compute the
         whole image; None if the sampler has no plans, because the number of steps then stays as set.
-        `closeness`: in dB, see `family_closeness`; None if it was not measured with this family and sampler,
-        if the run costs less than any that was measured, or if its image is so small that all steps are
-        dense.
+        `closeness`: in dB, see `family_closeness`; None if it is not known. If `time` is below 1,
+        `unmeasured` then says why: "sampler" if the sampler has no plans, "few" if so few steps leave no room
+        for regional ones, "small" if the image is too small for them, "family" if the family was not
+        measured, "low" if the run costs less than any that was measured.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     whole = steps_for(steps, denoise)
@@ -47,17 +48,26 @@ def outlook(
     if is_few(whole) or not (has_plans or has_room(whole, speed)):
         return answer | {"time": 1.0, "steps": steps, "dense": steps}
     if not has_plans:
-        return answer
+        return answer | {"unmeasured": "sampler"}
     plans = family_plans(family)
     best = plans.best(speed)
     is_too_small = pixels is not None and is_small(pixels // PIXELS_PER_TOKEN) and not best.is_plain
     plan = (plans.plain_for_run if is_too_small else plans.for_run)(speed, sampler or None, whole)
     is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
     closeness = family_closeness(family, whole / float(speed.removesuffix("x"))) if is_best else None
+    if closeness is None:
+        answer["unmeasured"] = _why(family, plan, best, has_room(whole, speed))
     plan = plan.resized(steps)
     if is_bounded(whole, speed):
         answer["time"] = plan.steps / steps
     return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}
+
+
+def _why(family: str | None, plan: Plan, best: Plan, has_room: bool) -> str:
+    """Why the closeness of a run with a plan is not known, in a word of `outlook`."""
+    if plan.is_plain and not best.is_plain:
+        return "small" if has_room else "few"
+    return "family" if family_closeness(family, FULL_STEPS) is None else "low"
 
 
 def inpainting_outlook(
@@ -69,7 +79,7 @@ def inpainting_outlook(
 
     Returns:
         `time`, `steps`, `dense` and `closeness` as in `outlook`, but `time` is 1 also if the sampler has no
-        plans, and `closeness` is None.
+        plans, and `closeness` is None. If `time` is below 1, `unmeasured` is "inpainting".
     """
     answer = {"time": 1.0, "steps": steps, "dense": steps, "closeness": None}
     if is_few(steps_for(steps, denoise)):
@@ -80,7 +90,7 @@ def inpainting_outlook(
         plans = family_plans(family)
     whole = steps_for(steps, denoise)
     fewer = plans.plain_for_run(speed, sampler or None, whole).resized(steps).steps
-    return answer | {"time": fewer / steps, "steps": fewer, "dense": fewer}
+    return answer | {"time": fewer / steps, "steps": fewer, "dense": fewer, "unmeasured": "inpainting"}
 
 
 def measured_outlook(

@@ -15,6 +15,12 @@ from .outer_sample import OuterSample
 from .planned_model import regional_cost
 from .samplers import plan_sampler
 
+NEEDS_PLAN_SAMPLER = (
+    "a plan's noise levels need euler or dpmpp_2m, without options such as s_churn and not replaced "
+    "by another pack"
+)
+"""Why the noise levels stay with other samplers."""
+
 
 def cost_of(given: OuterSample, guider: Any) -> RegionalCost:
     """A function that gives a step's cost for its share of tokens, for the run's model, latent size and
@@ -31,10 +37,7 @@ def obstacle(given: OuterSample, guider: Any) -> str | None:
     if any(each for key, each in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).items() if key != KEY):
         return "another node wraps the sampler and may expect these noise levels"
     if plan_sampler(given.sampler) is None:
-        return (
-            "a plan's noise levels need euler or dpmpp_2m, without options such as s_churn and not replaced "
-            "by another pack"
-        )
+        return NEEDS_PLAN_SAMPLER
     levels, model = given.sigmas.tolist(), guider.model_patcher
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"

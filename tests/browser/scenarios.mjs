@@ -2,10 +2,11 @@
 
 import { Browser } from "./comfy_page.mjs";
 import { estimates } from "./estimates.mjs";
+import { focus } from "./focus.mjs";
 import { NEW_SEED, prepare } from "./prepare.mjs";
 import { twoSamplers } from "./two_samplers.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint, twoSamplers, estimates };
+const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint, twoSamplers, estimates, focus };
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another, even with advanced inputs? */
 async function load(browser, { workflows }) {

@@ -181,7 +181,8 @@ class TestPatchModel:
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
-        assert added["hint"] == "about 50\u00a0% of the time · 10 steps instead of 16"
+        told = "about 50\u00a0% of the time · 10 steps instead of 16 · few steps: closeness unknown"
+        assert added["hint"] == told
         assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):
@@ -211,6 +212,8 @@ class TestPatchModel:
         assert found["end"] == "execution_success"
         told = {headline.partition(" · ")[0] for headline in found["during"]}
         assert told >= {"1 of 3: without RAS", "2 of 3: with RAS", "3 of 3: fewer steps (8)"}
+        dark = {headline.partition(" · ")[0] for headline in found["during"] if "dark:" in headline}
+        assert dark <= {"2 of 3: with RAS"}  # the other runs compute everything
         after = found["after"]
         runs = [after["left"], *after["buttons"]]
         assert [re.sub(r"\d+\.\d", "0.0", run) for run in runs] == [

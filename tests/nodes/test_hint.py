@@ -47,10 +47,13 @@ class TestOutlook:
         assert outlook("sd3", "2x", 56, "dpmpp_2m")["steps"] == 34
 
     def test_a_family_that_was_not_measured(self):
-        assert outlook(None, "2x", 28, None) == {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
+        expected = {"time": 0.5, "steps": 14, "dense": 14, "closeness": None, "unmeasured": "family"}
+        assert outlook(None, "2x", 28, None) == expected
+        assert outlook("qwen_image", "2x", 28, None)["unmeasured"] == "family"  # it has the plans of another
 
     def test_few_steps_have_no_room_for_regional_ones(self):
-        assert outlook("sd3", "2x", 12, None) == {"time": 0.5, "steps": 6, "dense": 6, "closeness": None}
+        dense = {"time": 0.5, "steps": 6, "dense": 6, "closeness": None, "unmeasured": "few"}
+        assert outlook("sd3", "2x", 12, None) == outlook("sd3", "2x", 12, None, pixels=64 * 64) == dense
         assert outlook("sd3", "2x", 12, "heun") == {"time": 1, "steps": 12, "dense": 12, "closeness": None}
         assert outlook("sd3", "2x", 16, "heun")["time"] == 0.5
 
@@ -67,7 +70,7 @@ class TestOutlook:
 
     @pytest.mark.small_images
     def test_a_small_image_has_dense_steps_only(self):
-        dense = {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
+        dense = {"time": 0.5, "steps": 14, "dense": 14, "closeness": None, "unmeasured": "small"}
         asked = {"speed": "2x", "steps": "28", "family": "sd3"}
         assert answer_to({**asked, "width": "384", "height": "384"}) == dense
         assert answer_to({**asked, "width": "512", "height": "512"}) == answer_to(asked) != dense
@@ -75,10 +78,19 @@ class TestOutlook:
     def test_closeness_is_not_told_for_a_higher_cfg_than_was_measured(self):
         for cfg, is_told in ((1.0, True), (5.0, True), (8.0, False)):
             asked = {"speed": "2x", "steps": "28", "family": "sd3", "cfg": str(cfg)}
-            assert (answer_to(asked)["closeness"] is not None) == is_told
+            found = answer_to(asked)
+            assert (found["closeness"] is not None) == is_told
+            assert found.get("unmeasured") == (None if is_told else "cfg")
+        assert answer_to({**asked, "steps": "12"})["unmeasured"] == "few"  # with any cfg
+
+    def test_a_run_that_costs_less_than_any_that_was_measured(self):
+        for family, speed, steps in (("sd3", "2x", 16), ("sd3", "3x", 24), ("lumina2", "3x", 20)):
+            found = outlook(family, speed, steps, None)
+            assert found["closeness"] is None and found["unmeasured"] == "low"
 
     def test_a_sampler_without_plans_keeps_its_steps(self):
-        assert outlook("sd3", "3x", 28, "heun")["steps"] is None
+        found = outlook("sd3", "3x", 28, "heun")
+        assert found["steps"] is None and found["unmeasured"] == "sampler"
 
     @pytest.mark.parametrize("sampler", [None, "euler", "heun"])
     @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5), (8, 0.92)])
@@ -114,6 +126,7 @@ class TestOutlook:
         assert trace.n_steps / steps == found["time"]
         keeps_steps = sampler == "heun" and steps > 8
         assert found["steps"] == found["dense"] == (None if keeps_steps else trace.n_steps)
+        assert found.get("unmeasured") == ("inpainting" if found["time"] < 1 else None)
         asked = {"speed": "2x", "steps": str(steps), "sampler": sampler, "family": "sd3", "inpainting": "1"}
         assert answer_to(asked) == found
 

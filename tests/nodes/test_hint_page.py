@@ -52,6 +52,7 @@ SCRIPTS = (
 )  # fmt: skip
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
+CALIBRATE = "RAS Calibrate measures your own model."
 NO_GAIN = "no gain with so few steps: the run is the same as without RAS"
 
 
@@ -231,7 +232,42 @@ def test_the_tooltip_says_why_250_steps_are_the_measure(tmp_path):
     found = page_of(tmp_path, [LOADER, patch(), ksampler(steps=28)], CLOSE)
     assert found["text"].endswith(" · almost the image of 250 steps")
     assert "Beyond 250 steps, an image hardly changes" in found["tooltip"]
+    assert "almost, close to, similar to, roughly the image" in found["tooltip"]  # how the words rank
     assert "a PSNR of 35 dB" in found["tooltip"] and "converged" not in found["tooltip"]
+
+
+@pytest.mark.parametrize(
+    ("word", "in_line", "why"),
+    [
+        ("cfg", "closeness not measured at this cfg", "Closeness was measured with cfg 3.5"),
+        ("few", "few steps: no region is skipped", "With few steps, each step computes the whole image"),
+        ("small", "small image: no region is skipped", "With a small image, each step computes"),
+        ("low", "few steps: closeness unknown", "not measured for runs of so few steps"),
+        ("sampler", None, "with euler and dpmpp_2m only"),
+        ("inpainting", None, "not measured with inpainting"),
+        ("family", None, "the model's family was not measured"),
+        ("a later word", None, "RAS Calibrate measures"),
+    ],
+)
+def test_why_closeness_is_unknown(tmp_path, word, in_line, why):
+    answer = {**GAINS, "unmeasured": word}
+    found = page_of(tmp_path, [LOADER, patch(), ksampler(steps=28)], answer)
+    told = ["about 50\u00a0% of the time", "17 steps instead of 28", *filter(None, [in_line])]
+    assert found["text"] == " · ".join(told)
+    assert why in found["tooltip"]
+
+
+def test_closeness_of_a_run_of_an_unknown_number_of_steps(tmp_path):
+    found = page_of(tmp_path, [LOADER, patch()], {**GAINS, "unmeasured": "cfg"})
+    assert found["text"] == "about 50\u00a0% of the time"
+    assert "it depends on the number of steps" in found["tooltip"]
+
+
+def test_a_missing_file(tmp_path):
+    answer = {**GAINS, "unmeasured": "family", "unknown": True}
+    found = page_of(tmp_path, [LOADER, patch(), ksampler(steps=28)], answer)
+    assert found["text"] == "about 50\u00a0% of the time"
+    assert "the model's file is missing" in found["tooltip"]
 
 
 def test_without_a_sampler_a_measured_plan_has_no_closeness(tmp_path):
@@ -286,17 +322,18 @@ def test_two_samplers_have_an_estimate_each_in_their_order(tmp_path):
     assert (
         found["text"] == "about 50\u00a0% of the time · KSampler\nabout 57\u00a0% of the time · Second pass"
     )
-    first, second, source = found["tooltip"].split("\n")
+    first, second, source, note = found["tooltip"].split("\n")
     assert first == "KSampler: about 50\u00a0% of the time · 17 steps instead of 28"
     assert second == "Second pass: about 57\u00a0% of the time · 8 steps instead of 14"
-    assert source.startswith("Estimated from the plan for 2x")
+    assert source.startswith("Estimated from the plan for 2x") and note == CALIBRATE
 
 
 def test_a_second_sampler_without_a_gain(tmp_path):
     found = page_of(tmp_path, two_passes(), [GAINS, STAYS_OUT])
     assert found["text"] == "about 50\u00a0% of the time · KSampler\nno gain · Second pass"
-    _, second, source = found["tooltip"].split("\n")
+    _, second, source, note = found["tooltip"].split("\n")
     assert second == f"Second pass: {NO_GAIN}" and source.startswith("KSampler: Estimated from the plan")
+    assert note == CALIBRATE  # it is of no sampler
 
 
 def test_equal_titles_have_the_samplers_ids(tmp_path):
@@ -315,15 +352,25 @@ def test_different_sources_say_of_which_sampler_they_are(tmp_path):
     """A long run and a short one take the same share of time, only the closeness of the first is known."""
     found = page_of(tmp_path, two_passes(), [CLOSE, {**LESS, "time": 0.5}])
     assert found["text"] == "about 50\u00a0% of the time"
-    sources = found["tooltip"].split("\n")[2:]
+    sources = found["tooltip"].split("\n")[2:4]
     assert [source.partition(": ")[0] for source in sources] == ["KSampler", "Second pass"]
     assert "35 dB" in sources[0] and "dB" not in sources[1]
+
+
+def test_what_is_of_no_sampler_is_said_once(tmp_path):
+    nodes = two_passes()
+    nodes[-1]["widgets"][0]["value"] = 28
+    found = page_of(tmp_path, nodes, [CLOSE, {**CLOSE, "closeness": 29}])
+    assert found["text"] == "about 50\u00a0% of the time · 17 steps instead of 28"
+    *sources, reference, note = found["tooltip"].split("\n")[2:]
+    assert "35 dB" in sources[0] and "29 dB" in sources[1] and len(sources) == 2
+    assert reference.startswith("Beyond 250 steps") and note == CALIBRATE
 
 
 def test_equal_sources_are_one(tmp_path):
     same = {**LESS, "time": 0.5}
     lines = page_of(tmp_path, two_passes(), [same, {**same, "steps": 9}])["tooltip"].split("\n")
-    assert len(lines) == 3 and lines[2].startswith("Estimated from the plan")
+    assert len(lines) == 4 and lines[2].startswith("Estimated from the plan")
 
 
 def masked(nodes):
@@ -405,4 +452,4 @@ def test_a_sampler_beside_a_comparison(tmp_path):
     found = page_of(tmp_path, [LOADER, patched, ksampler(steps=28), compare], GAINS)
     assert [one["steps"] for one in found["asked"]] == ["28"]
     assert found["text"] == "about 50\u00a0% of the time · 17 steps instead of 28"
-    assert found["tooltip"].split("\n")[1:] == ["no effect: RAS Compare has its own settings"]
+    assert found["tooltip"].split("\n")[2:] == ["no effect: RAS Compare has its own settings"]

@@ -3,10 +3,18 @@
 The scripts run in Node.js, with stand-ins for the modules of ComfyUI's front end and for the badge.
 """
 
+import json
+
 import pytest
 from support.node_js import run_page
 
 API = "export const api = { addEventListener() {} };"
+ANSWERING = """
+export const api = {
+  addEventListener() {},
+  fetchApi: async () => ({ ok: true, json: async () => (%s) }),
+};
+"""
 BADGE = """
 export const told = {};
 export const keepShown = () => {};
@@ -101,20 +109,13 @@ class TestModels:
             assert has_model(tmp_path, loader, passed_on, inside, links) is loader
 
 
-@pytest.mark.parametrize(
-    ("ratio", "expected"),
-    [
-        (0.5, ["custom: settings inside the node", "custom: settings inside the node"]),
-        (1, ["custom: no gain", "custom: no gain, every step computes the whole image"]),
-    ],
-)
-def test_the_subgraphs_node_at_speed_custom(tmp_path, ratio, expected):
-    """Its text and its tooltip, which do not name inputs that are in the node inside."""
+def told_outside(tmp_path, api, speed, **changes):
+    """What a subgraph's node that shows the speed says: its text and its tooltip."""
     inputs = [("model", "MODEL", 1), ("speed", "COMBO", None)]
     nodes = [
-        node(1, "UNETLoader", outputs=1), node(HOST, "host", inputs, outputs=1, widgets={"speed": "custom"}),
+        node(1, "UNETLoader", outputs=1), node(HOST, "host", inputs, outputs=1, widgets={"speed": speed}),
     ]  # fmt: skip
-    widgets = {"speed": "2x", "steps": 28, "sample_ratio": ratio, "start_percent": 0.2, "end_percent": 1}
+    widgets = {"speed": "2x", "steps": 28, "start_percent": 0.2, "end_percent": 1, **changes}
     inside = [node(2, "RASKSampler", [("model", "MODEL", 4), ("speed", "COMBO", 5)], 1, widgets)]
     given = {
         "nodes": nodes, "links": {1: (1, 0, HOST, 0)}, "inside": inside,
@@ -124,5 +125,24 @@ def test_the_subgraphs_node_at_speed_custom(tmp_path, ratio, expected):
         "hint.js", "graph.js", "model_source.js", "names.js", "samplers.js", "several_samplers.js",
         "unlisted.js", "watch.js", "words.js",
     )  # fmt: skip
-    others = {"scripts/api.js": API, "extensions/pack/hint_badge.js": BADGE}
-    assert run_page(tmp_path, SETUP + HINT, scripts, given, others) == expected
+    others = {"scripts/api.js": api, "extensions/pack/hint_badge.js": BADGE}
+    return run_page(tmp_path, SETUP + HINT, scripts, given, others)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (0.5, ["custom: settings inside the node", "custom: settings inside the node"]),
+        (1, ["custom: no gain", "custom: no gain, every step computes the whole image"]),
+    ],
+)
+def test_the_subgraphs_node_at_speed_custom(tmp_path, ratio, expected):
+    """Its text and its tooltip, which do not name inputs that are in the node inside."""
+    assert told_outside(tmp_path, API, "custom", sample_ratio=ratio) == expected
+
+
+def test_only_the_tooltip_of_the_subgraphs_node_says_why_closeness_is_unknown(tmp_path):
+    answer = {"time": 0.5, "steps": 17, "dense": 5, "closeness": None, "unmeasured": "cfg"}
+    text, tooltip = told_outside(tmp_path, ANSWERING % json.dumps(answer), "2x")
+    assert text == "about 50\u00a0% of the time · 17 steps instead of 28"
+    assert "closeness not measured at this cfg" in tooltip and "measured with cfg 3.5" in tooltip
