@@ -6,7 +6,7 @@
 
 import { app } from "../../scripts/app.js";
 import { isSetByUser, placesOfAll, valueOf } from "./graph.js";
-import { watch } from "./watch.js";
+import { SET_GRAPH, watch } from "./watch.js";
 
 const CUSTOM = "custom";
 const ROW = 24; // height of a widget in the classic canvas
@@ -29,12 +29,14 @@ app.registerExtension({
 });
 
 /** Shows or hides inputs of nodes whose speed has become custom, or something else, in the node of a subgraph. */
-function followSpeeds() {
+function followSpeeds(event) {
+  const isJustOpened = event?.type === SET_GRAPH; // Nodes 2.0 has not drawn the graph's nodes yet
   for (const [node, places] of placesOfAll((one) => compact.has(one))) {
     const one = compact.get(node);
     if (!places.every(({ path }) => isSetByUser(node, "speed", path))) continue;
     const isCustom = places.some(({ path }) => valueOf(node, "speed", path) === CUSTOM);
-    const isOpen = LiteGraph.vueNodesMode && node.graph === app.canvas.graph; // its button would not follow
+    // In Nodes 2.0, the button of a node that is drawn already would not follow.
+    const isOpen = LiteGraph.vueNodesMode && node.graph === app.canvas.graph && !isJustOpened;
     if (isCustom === one.isCustom || isOpen) continue;
     one.isCustom = isCustom;
     one.show(isCustom);

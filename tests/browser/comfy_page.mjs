@@ -291,13 +291,14 @@ export class ComfyPage {
     });
   }
 
-  /** Sets widgets that `window.subgraphNode` shows for the nodes inside. */
-  setPromoted(values) {
-    return this.page.evaluate((values) => {
+  /** Sets widgets that `window.subgraphNode` shows for the nodes inside; with `opens`, opens its subgraph at once. */
+  setPromoted(values, opens = false) {
+    return this.page.evaluate(([values, opens]) => {
       for (const [name, value] of Object.entries(values)) {
         window.subgraphNode.widgets.find((one) => one.name === name).value = value;
       }
-    }, values);
+      if (opens) app.canvas.setGraph(window.subgraphNode.subgraph);
+    }, [values, opens]);
   }
 
   /** What the search for nodes finds: word -> the first types. ComfyUI has several blueprints for "turbo" models. */

@@ -629,7 +629,19 @@ async function promotedCustom(page, sampler) {
     await page.settle();
     found[speed] = { outside, rows };
   }
+  found.atOnce = await openedAtOnce(page, sampler);
   return found;
+}
+
+/** The advanced inputs that show if the subgraph is opened before the pack has looked at its node's new speed. */
+async function openedAtOnce(page, sampler) {
+  await page.setPromoted({ speed: "custom" }, true);
+  await page.centre(sampler);
+  const rows = await page.until(() => page.advancedRows(sampler), (names) => names.length === 6, 5_000);
+  await page.page.evaluate(() => app.canvas.setGraph(app.graph));
+  await page.setPromoted({ speed: "3x" });
+  await page.until(() => page.estimateOutside(), (text) => !text.startsWith("custom"));
+  return rows;
 }
 
 /** The live view of the last run, if it had been slower than planned, in a subgraph's node of the least width. */

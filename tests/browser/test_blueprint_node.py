@@ -52,6 +52,7 @@ def test_custom_shows_the_settings_inside_and_says_so_outside(report):
     assert custom["outside"] == "custom: settings inside the node"
     assert custom["rows"] == [*OF_CUSTOM[:-1], "cuda_graphs", OF_CUSTOM[-1]]
     assert fast["outside"].startswith("about 33\u00a0% of the time") and fast["rows"] == []
+    assert report["custom"]["atOnce"] == custom["rows"]
 
 
 def test_a_warning_follows_the_summary_and_is_not_cut_off(report):
