@@ -186,6 +186,8 @@ class TestCalibration:
 
     def test_the_expected_plan_comes_first(self, sd3, monkeypatch):
         """It has the shares of the family's plan."""
+        monkeypatch.setattr(calibration, "FINE_STEPS", calibration.BLOCKS)
+        monkeypatch.setattr(calibration, "REFERENCE_STEPS", 12)
         plans, family = calibrate(sd3, sd3.build()).plans, family_plans("sd3")
         for speed in PLAN_SPEEDS:
             expected = next(plan for plan in plans if plan.speed == speed)
