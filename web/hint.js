@@ -173,8 +173,9 @@ class Hint {
     if (!total) unmeasured = "steps"; // the answer is for another number of steps
     if (unknown) [total, unmeasured] = [null, "missing"]; // how many steps depends on the model, whose file is missing
     if (!total) steps = closeness = null;
-    const least = marked(share);
-    const first = steps ? share : least;
+    const alone = marked(share);
+    const least = inpaints ? marked(`${Math.round(time * 100)}\u00a0%`) : share; // beside a sampler's name, in one line
+    const first = steps ? share : alone;
     // RAS Compare makes three runs; the estimate is of one of them.
     const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: first }) : first];
     if (steps) parts.push(marked(say("steps", { steps, total })));
