@@ -119,7 +119,9 @@ class Hint {
     if (speed === "custom") {
       const hasGain = steps.some((total) => hasRegionalStep(node, total));
       if (!hasGain) return this.show("", say("customAllDense"), "", say("customNoGain"));
-      return this.show("", say("custom"), "", say("customInside"), say("customInside"));
+      // In Nodes 2.0, choosing custom does not show them: the button of a node that is drawn already would not follow.
+      const isHidden = globalThis.LiteGraph?.vueNodesMode && !node.showAdvanced;
+      return this.show("", say(isHidden ? "customHidden" : "custom"), "", say("customInside"), say("customInside"));
     }
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);

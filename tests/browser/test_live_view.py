@@ -179,11 +179,14 @@ class TestPatchModel:
         if nodes == "nodes2":  # all inputs are shown since the workflow was loaded; kv_cache is no number
             assert loaded["usable"] == again["usable"] + len(OF_CUSTOM) - 1
 
-    def test_it_says_before_the_run_what_the_run_will_do(self, report):
+    def test_it_says_before_the_run_what_the_run_will_do(self, report, nodes):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
         told = "about 50\u00a0% of the time · 10 steps instead of 16 · few steps: closeness unknown"
         assert added["hint"] == told
-        assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
+        applied = "custom: the advanced inputs apply"
+        assert custom["hint"] == applied + " (Show advanced inputs)" * (nodes == "nodes2")
+        assert not added["isCut"] and not custom["isCut"]
+        assert report["compact"]["loaded"]["hint"] == applied  # with these inputs shown
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):
         """RAS Patch Model and RAS Trace pass their inputs on, bypassed or muted; ComfyUI's own nodes take the
