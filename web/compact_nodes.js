@@ -1,8 +1,9 @@
 // Keeps nodes compact: shows the advanced inputs of the pack's nodes only if the user asks for them.
 //
 // Nodes 2.0 has a button for that below the inputs. The classic canvas shows all inputs; here it hides the advanced
-// ones, and offers "Show Advanced" in the node's menu. Both kinds show them while `speed` is custom, because they
-// determine what a custom run computes. In a subgraph whose node shows `speed`, the value there counts.
+// ones, and offers "Show Advanced" in the node's menu. While `speed` is custom, they determine what a run computes: the
+// classic canvas shows them then, and Nodes 2.0 if the node was not drawn yet; otherwise the hint names the button. In a
+// subgraph whose node shows `speed`, the value there counts.
 
 import { app } from "../../scripts/app.js";
 import { isSetByUser, placesOfAll, valueOf } from "./graph.js";

@@ -62,8 +62,8 @@ class Plan:
         full_steps: number of steps of the dense run that a run of this plan replaces.
         speedup: expected from FLOPs, relative to `full_steps` dense steps.
         closeness: how close the final latent is to a fine reference, in dB; None if it was not measured. In a
-            calibration, that of the expected plan is a mean over the images, and that of another plan counts
-            the least gain of an image over it (host/calibration.py).
+            calibration, it is a mean over the images; that of a plan that must not be chosen is limited
+            (host/calibration.py).
         origin: where the plan comes from, such as "calibrated on this model at 1024x1024".
 
     Raises:
